@@ -1,0 +1,1 @@
+"""Speech to text: from a recording's samples to a transcript, chunks of all requests decoded together."""

@@ -1,0 +1,322 @@
+"""Between the queue and the model's process: one dispatcher per process owns the order of its work."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from metalscribe.channel import ChannelClosed
+from metalscribe.engine.interface import ModelState
+from metalscribe.engine.lifecycle import ModelProcess, ModelProcessOptions
+from metalscribe.engine.messages import (
+    Batch,
+    BatchDone,
+    BatchFailed,
+    Cancel,
+    CloseSource,
+    DecodeOptions,
+    FromModel,
+    OpenSource,
+    Row,
+    RowDone,
+)
+from metalscribe.engine.scheduler import Scheduler, Ticket, WaitingRow
+from metalscribe.errors import EngineFailed, ModelUnavailable
+from metalscribe.media.pcm import SAMPLE_RATE
+
+_MAX_ATTEMPTS: Final = 2
+_BATCH_SIZES: Final = {"cpu": 8, "cuda": 16}
+_DEPTH: Final = {"cpu": 1, "cuda": 2}
+"""Batches inside the process: on a GPU the next one's features are made while this one runs."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A decoded row, with how long it waited and its share of its batch's time, in seconds."""
+
+    result: RowDone
+    queue_seconds: float
+    engine_seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A batch inside the process."""
+
+    rows: dict[int, WaitingRow]
+    size: int
+    sent: float
+    deadline: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Source:
+    ring: int
+    capacity: int
+    known_to: object = field(default=None)  # the Loaded message of the process that has mapped it
+
+
+class Dispatcher:
+    """Feeds one model's process with batches of all requests' rows.
+
+    Args:
+        options: of the process.
+        batch_size: rows per batch; 0 chooses by device.
+        load_timeout_secs: how long rows wait for the model.
+    """
+
+    def __init__(self, options: ModelProcessOptions, *, batch_size: int = 0, load_timeout_secs: float = 600.0) -> None:
+        self._batch_size = batch_size
+        self._load_timeout = load_timeout_secs
+        self._scheduler = Scheduler(time.monotonic)
+        self._ids = itertools.count(1)
+        self._futures: dict[int, asyncio.Future[Outcome]] = {}
+        self._running: dict[int, _Running] = {}
+        self._sources: dict[int, _Source] = {}
+        self._wake = asyncio.Event()
+        self._rate = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.sessions = 0
+        self.model = ModelProcess(
+            options, on_message=self._receive, on_change=self._model_changed, busy=lambda: self.busy
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self.sessions > 0 or bool(self._futures)
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows in the queue."""
+        return len(self._scheduler)
+
+    @property
+    def rows_running(self) -> int:
+        """Rows inside the model's process."""
+        return sum(len(batch.rows) for batch in self._running.values())
+
+    @property
+    def audio_seconds_waiting(self) -> float:
+        """Length of the rows in the queue."""
+        return self._scheduler.audio_seconds
+
+    def seconds_to_drain(self) -> float:
+        """How long the queue takes at the measured rate."""
+        return self.audio_seconds_waiting / self._rate if self._rate else 5.0
+
+    def start(self) -> None:
+        """Begin dispatching."""
+        self._task = asyncio.create_task(self._dispatch(), name="dispatcher")
+
+    async def close(self) -> None:
+        """Fail what waits and end the process."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        await self.model.unload()
+        self._fail_all("the service is shutting down")
+        for source in list(self._sources):
+            self._forget_source(source)
+
+    def open_source(self, ring: int, capacity: int) -> int:
+        """Make a ring known to the model's process, now and after any restart; returns its id."""
+        source = next(self._ids)
+        self._sources[source] = _Source(os.dup(ring), capacity)
+        return source
+
+    async def close_source(self, source: int) -> None:
+        """Forget a ring."""
+        if self._forget_source(source):
+            try:
+                await self.model.send(CloseSource(source))
+            except ChannelClosed:
+                return  # unmapped with its process
+
+    async def decode(
+        self, *, source: int, start: int, length: int, language: str | None, options: DecodeOptions, ticket: Ticket
+    ) -> Outcome:
+        """Queue samples [start, start + length) of a source and wait for what they say; cancelling takes them out again.
+
+        Raises:
+            ModelUnavailable: the model cannot be loaded.
+            EngineFailed: the model's process died or failed on this row twice.
+        """
+        row = Row(next(self._ids), source, start, length, language)
+        waiting = WaitingRow(row, options, ticket, length / SAMPLE_RATE, time.monotonic())
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._futures[row.row] = future
+        self._scheduler.add(waiting)
+        self._wake.set()
+        try:
+            return await future
+        finally:
+            self._futures.pop(row.row, None)
+            if not future.done() or future.cancelled():
+                await self._cancel(row.row)
+
+    async def _cancel(self, row: int) -> None:
+        self._scheduler.remove([row])
+        if any(row in batch.rows for batch in self._running.values()):
+            try:
+                await self.model.send(Cancel([row]))
+            except ChannelClosed:
+                return  # gone with its process
+
+    # --- dispatching ---
+
+    async def _dispatch(self) -> None:
+        waiting_since: float | None = None
+        while True:
+            timeout = self._until_next_check()
+            try:
+                # Not wait_for: before Python 3.12 it loses a cancellation that arrives together with the event.
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._kill_if_hung()
+            self._wake.clear()
+            if not len(self._scheduler):
+                waiting_since = None
+                continue
+            if self.model.state is not ModelState.READY:
+                waiting_since = waiting_since or time.monotonic()
+                self._wait_for_model(waiting_since)
+                continue
+            waiting_since = None
+            while len(self._scheduler) and len(self._running) < _DEPTH[self._device]:
+                await self._send_batch()
+
+    def _until_next_check(self) -> float | None:
+        if self._running:
+            return max(0.1, min(batch.deadline for batch in self._running.values()) - time.monotonic())
+        return 1.0 if len(self._scheduler) else None
+
+    def _wait_for_model(self, since: float) -> None:
+        self.model.want()
+        if self.model.state is ModelState.FAILED:
+            self._fail_all(f"the model could not be loaded: {self.model.detail}")
+        elif time.monotonic() - since > self._load_timeout:
+            self._fail_all(f"the model was not ready within {self._load_timeout:g} s ({self.model.state}: {self.model.detail})")
+
+    async def _send_batch(self) -> None:
+        rows = self._scheduler.take(self._limit)
+        if not rows:
+            return
+        batch = next(self._ids)
+        now = time.monotonic()
+        seconds = sum(row.seconds for row in rows)
+        self._running[batch] = _Running({row.row.row: row for row in rows}, len(rows), now, now + self._patience(len(rows)), seconds)
+        try:
+            for source in {row.row.source for row in rows}:
+                await self._introduce(source)
+            await self.model.send(Batch(batch, rows[0].options, [row.row for row in rows]))
+        except ChannelClosed:
+            return  # _model_changed queues the batch again
+
+    async def _introduce(self, source: int) -> None:
+        known = self._sources.get(source)
+        if known is not None and known.known_to is not self.model.loaded:
+            await self.model.send(OpenSource(source, known.capacity), [known.ring])
+            known.known_to = self.model.loaded
+
+    @property
+    def _device(self) -> str:
+        return self.model.loaded.device if self.model.loaded else "cpu"
+
+    @property
+    def _limit(self) -> int:
+        return self._batch_size or _BATCH_SIZES[self._device]
+
+    @property
+    def batch_limit(self) -> int:
+        """Rows per batch at present."""
+        return self._limit
+
+    def _patience(self, rows: int) -> float:
+        """When a batch counts as hung: far beyond what the warm-up says it can take on this machine."""
+        warm_up = self.model.loaded.warm_up_seconds if self.model.loaded else 1.0
+        return 60.0 + 40.0 * warm_up * rows * (1 + len(self._running))
+
+    def _kill_if_hung(self) -> None:
+        now = time.monotonic()
+        if any(batch.deadline <= now for batch in self._running.values()):
+            self.model.kill("a batch hangs")
+
+    # --- what the process says ---
+
+    def _receive(self, message: FromModel) -> None:
+        match message:
+            case RowDone(row=row):
+                for batch in self._running.values():
+                    if (waiting := batch.rows.pop(row, None)) is not None:
+                        self._settle(waiting, message, batch)
+            case BatchDone(batch=number):
+                batch = self._running.pop(number, None)
+                if batch is not None:
+                    rate = batch.seconds / max(1e-3, time.monotonic() - batch.sent)
+                    self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+                self.model.worked()
+                self._wake.set()
+            case BatchFailed(batch=number, detail=detail, out_of_memory=out_of_memory):
+                self._batch_failed(number, detail, out_of_memory=out_of_memory)
+
+    def _settle(self, waiting: WaitingRow, result: RowDone, batch: _Running) -> None:
+        future = self._futures.get(result.row)
+        if future is not None and not future.done():
+            engine_seconds = (time.monotonic() - batch.sent) / batch.size
+            future.set_result(Outcome(result, batch.sent - waiting.since, engine_seconds))
+
+    def _batch_failed(self, number: int, detail: str, *, out_of_memory: bool) -> None:
+        batch = self._running.pop(number, None)
+        if batch is not None:
+            if out_of_memory and batch.size > 1:
+                self._batch_size = batch.size // 2
+                _log.warning("batch size halved", batch_size=self._batch_size, reason=detail)
+                for waiting in batch.rows.values():
+                    self._scheduler.add(waiting)
+            else:
+                _log.error("batch failed", rows=batch.size, reason=detail)
+                self._queue_again(batch, detail)
+        self._wake.set()
+
+    def _model_changed(self, state: ModelState) -> None:
+        if state is not ModelState.READY:
+            # Whatever was inside a process that is gone has to be decoded by the next one.
+            for batch in self._running.values():
+                self._queue_again(batch, self.model.detail or "the model was unloaded")
+            self._running.clear()
+        self._wake.set()
+
+    def _queue_again(self, batch: _Running, reason: str) -> None:
+        for waiting in batch.rows.values():
+            waiting.attempts += 1
+            if waiting.attempts >= _MAX_ATTEMPTS:
+                self._fail(waiting.row.row, EngineFailed(f"the model failed on this recording twice: {reason}"))
+            elif waiting.row.row in self._futures:
+                self._scheduler.add(waiting)
+
+    def _fail_all(self, reason: str) -> None:
+        self._scheduler.drain()
+        for row in list(self._futures):
+            self._fail(row, ModelUnavailable(reason, retry_after=30.0))
+
+    def _fail(self, row: int, error: Exception) -> None:
+        future = self._futures.get(row)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def _forget_source(self, source: int) -> bool:
+        known = self._sources.pop(source, None)
+        if known is not None:
+            os.close(known.ring)
+        return known is not None

@@ -1,0 +1,251 @@
+"""One model's process: started when wanted, watched, ended when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from metalscribe.channel import Channel, ChannelClosed
+from metalscribe.engine.interface import ModelState
+from metalscribe.engine.messages import FromModel, Heartbeat, Load, Loaded, LoadFailed
+
+_SILENCE_SECONDS: Final = 20.0
+"""A process that sends no heartbeat for so long is stuck (stopped, swapping, its interpreter blocked)."""
+
+_RETRY_FAILED_SECONDS: Final = 10.0
+"""A load that failed is not tried again sooner, however many requests ask."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProcessOptions:
+    """What to load and how long to keep it; see the settings of the same names."""
+
+    path: Path
+    name: str
+    device: str = "auto"
+    compute_type: str = "auto"
+    cpu_threads: int = 0
+    idle_timeout_secs: float = 300.0
+    gpu_poll_interval_secs: float = 30.0
+
+
+class ModelProcess:
+    """The model's process and its state.
+
+    Args:
+        on_message: called with what the loaded model says.
+        on_change: called after every change of :attr:`state`; when a ready process is lost, its rows have to be queued again.
+        busy: whether there is work; an idle model is unloaded, a busy one is not.
+    """
+
+    def __init__(
+        self,
+        options: ModelProcessOptions,
+        *,
+        on_message: Callable[[FromModel], None],
+        on_change: Callable[[ModelState], None],
+        busy: Callable[[], bool],
+    ) -> None:
+        self._options = options
+        self._on_message = on_message
+        self._on_change = on_change
+        self._busy = busy
+        self.state = ModelState.UNLOADED
+        self.detail = ""
+        self.loaded: Loaded | None = None
+        self._channel: Channel[FromModel] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._last_sign = 0.0
+        self._last_work = 0.0
+        self._failed_at = -_RETRY_FAILED_SECONDS
+        self._unload_requested = False
+
+    def want(self) -> None:
+        """Load the model unless that is under way, done, or failed a moment ago."""
+        if self._life is not None and not self._life.done():
+            return
+        if self.state is ModelState.FAILED and time.monotonic() - self._failed_at < _RETRY_FAILED_SECONDS:
+            return
+        self._change(ModelState.LOADING)
+        self._life = asyncio.create_task(self._live(), name="model")
+
+    async def send(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
+        """Say something to the model.
+
+        Raises:
+            ChannelClosed: it is not there.
+        """
+        if self._channel is None:
+            raise ChannelClosed
+        await self._channel.asend(message, descriptors)
+
+    def worked(self) -> None:
+        """Idle time counts from now."""
+        self._last_work = time.monotonic()
+
+    def kill(self, reason: str) -> None:
+        """End a process that hangs; :meth:`want` starts a new one."""
+        _log.error("model process killed", reason=reason)
+        self.detail = reason
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def unload(self) -> None:
+        """End the process and with it free all of its memory; no-op where there is none."""
+        if self._life is not None and not self._life.done():
+            self._change(ModelState.UNLOADING)
+            self._unload_requested = True
+            self._life.cancel()
+            await asyncio.wait({self._life})
+        self._change(ModelState.UNLOADED)
+
+    # --- the life of one process ---
+
+    async def _live(self) -> None:
+        self._unload_requested = False
+        try:
+            while True:
+                failure = await self._load()
+                if failure is None:
+                    break
+                if not failure.out_of_memory:
+                    self._fail(failure.detail)
+                    return
+                self._change(ModelState.WAITING_FOR_GPU, failure.detail)
+                await asyncio.sleep(self._options.gpu_poll_interval_secs)
+            self.worked()
+            self._change(ModelState.READY)
+            await self._serve()
+        except (ChannelClosed, msgspec.DecodeError):
+            status = await self._end()
+            if self.state is ModelState.LOADING:
+                self._fail(f"the model's process died while loading ({_describe(status)})")
+                return
+            _log.error("model process died", status=_describe(status))
+            self._change(ModelState.UNLOADED, f"the model's process died ({_describe(status)})")
+        finally:
+            await self._end()
+            if self._unload_requested is False and self.state is ModelState.READY:
+                self._change(ModelState.UNLOADED)
+
+    async def _load(self) -> LoadFailed | None:
+        await self._end()
+        if self.state is not ModelState.WAITING_FOR_GPU:
+            self._change(ModelState.LOADING)
+        ours, theirs = Channel.pair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "metalscribe.engine.worker", str(theirs.fileno())),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                env=_environment(),
+            )
+        channel: Channel[FromModel] = Channel(ours, FromModel)
+        self._channel = channel
+        options = self._options
+        await channel.asend(Load(str(options.path), options.device, options.compute_type, options.cpu_threads))
+        while True:
+            message, _ = await channel.areceive()
+            if isinstance(message, LoadFailed):
+                await self._end()
+                return message
+            if isinstance(message, Loaded):
+                self.loaded = message
+                _log.info(
+                    "model loaded",
+                    model=options.name,
+                    device=message.device,
+                    compute_type=message.compute_type,
+                    load_seconds=round(message.load_seconds, 3),
+                )
+                return None
+
+    async def _serve(self) -> None:
+        channel = self._channel
+        if channel is None:
+            raise ChannelClosed
+        self._last_sign = time.monotonic()
+        watch = asyncio.create_task(self._watch(), name="model watch")
+        try:
+            while True:
+                message, _ = await channel.areceive()
+                self._last_sign = time.monotonic()
+                if not isinstance(message, Heartbeat):
+                    self._on_message(message)
+                elif self._idle():
+                    _log.info("model unloaded", reason=f"idle for {self._options.idle_timeout_secs:g} s")
+                    self._change(ModelState.UNLOADING)
+                    return
+        finally:
+            watch.cancel()
+            if self.state is ModelState.UNLOADING and not self._unload_requested:
+                await self._end()
+                self._change(ModelState.UNLOADED)
+
+    def _idle(self) -> bool:
+        if self._busy():
+            self.worked()
+            return False
+        timeout = self._options.idle_timeout_secs
+        return timeout > 0 and time.monotonic() - self._last_work >= timeout
+
+    async def _watch(self) -> None:
+        """Kill the process when its heartbeat stops; a clock that jumps (suspend) costs one extra round."""
+        while True:
+            seen = self._last_sign
+            await asyncio.sleep(_SILENCE_SECONDS)
+            if self._last_sign == seen:
+                self.kill(f"no heartbeat for {_SILENCE_SECONDS:g} s")
+
+    async def _end(self) -> int | None:
+        channel, self._channel = self._channel, None
+        process, self._process = self._process, None
+        if channel is not None:
+            channel.close()
+        if process is None:
+            return None
+        # A process that hung up by itself (a crash) is about to exit with its own status; leave it a moment to do so.
+        try:
+            async with asyncio.timeout(0.5):
+                return await process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+            return await process.wait()
+
+    def _fail(self, detail: str) -> None:
+        self._failed_at = time.monotonic()
+        _log.error("model failed to load", model=self._options.name, reason=detail)
+        self._change(ModelState.FAILED, detail)
+
+    def _change(self, state: ModelState, detail: str = "") -> None:
+        if (state, detail) != (self.state, self.detail):
+            self.state, self.detail = state, detail
+            self._on_change(state)
+
+
+def _describe(status: int | None) -> str:
+    if status is None:
+        return "no status"
+    return signal.Signals(-status).name if status < 0 else f"status {status}"
+
+
+def _environment() -> dict[str, str]:
+    """The service's environment without its secrets and settings, which the model's process has no use for."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("METALSCRIBE_")}

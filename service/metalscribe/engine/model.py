@@ -1,0 +1,259 @@
+"""The Whisper model in its process: audio in, tokens and words out. Knows nothing of requests.
+
+CTranslate2 does the work; features, tokenizer and alignment are faster-whisper's parts. Nothing outside the model's own
+process imports this module: it loads CTranslate2 and with it, on a GPU, a CUDA context.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ctranslate2
+import numpy as np
+from faster_whisper import WhisperModel
+from faster_whisper.tokenizer import Tokenizer
+from faster_whisper.transcribe import get_suppressed_tokens, merge_punctuations
+from numpy.typing import NDArray
+
+from metalscribe.engine.cuda import load_cublas
+from metalscribe.engine.messages import AlignedWord, DecodeOptions, Phrase, RowDone
+from metalscribe.engine.phrases import split_by_stamps
+
+FRAMES: Final = 3000
+"""Mel frames of Whisper's 30-second window, 10 ms each."""
+
+_SAMPLE_RATE: Final = 16_000
+_SAMPLES_PER_FRAME: Final = 160
+
+# Best first; int8 halves the memory and costs less than 0.1 points of word error rate.
+_PREFERENCE: Final = {
+    "cuda": ("int8_float16", "float16", "int8_bfloat16", "int8_float32", "int8", "float32"),
+    "cpu": ("int8_float32", "int8", "float32"),
+}
+
+# Punctuation that belongs to the word after or before it (OpenAI Whisper, timing).
+_PREPENDED: Final = "\"'“¿([{-"
+_APPENDED: Final = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
+
+_Samples = NDArray[np.float32]
+
+
+def choose_device(wanted: str) -> str:
+    """``cuda`` or ``cpu`` for a wish of auto, cuda or cpu."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if ctranslate2.get_cuda_device_count() > 0 else "cpu"
+
+
+def choose_compute_type(wanted: str, device: str) -> str:
+    """The best type that ``device`` supports, for a wish of auto; anything else is taken as it is.
+
+    Raises:
+        ValueError: the device does not support the type asked for; names those it does.
+    """
+    supported = ctranslate2.get_supported_compute_types(device)
+    if wanted == "auto":
+        return next(kind for kind in _PREFERENCE[device] if kind in supported)
+    if wanted not in supported and wanted != "default":
+        raise ValueError(f"compute type {wanted!r} is not supported on {device}; it supports {', '.join(sorted(supported))}")
+    return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One row of a batch: samples float32[n] at 16 kHz, at most 30 seconds; ``language`` None is detected."""
+
+    row: int
+    samples: _Samples
+    language: str | None
+
+
+class SpeechModel:
+    """A loaded Whisper model.
+
+    Args:
+        path: directory in CTranslate2's format.
+        device: auto, cuda or cpu.
+        compute_type: auto or one of CTranslate2's.
+        cpu_threads: 0 takes all cores.
+
+    Raises:
+        RuntimeError: CTranslate2's own words, for example of memory that is not there.
+        ValueError: the compute type is not supported.
+    """
+
+    def __init__(self, path: str, *, device: str = "auto", compute_type: str = "auto", cpu_threads: int = 0) -> None:
+        load_cublas()
+        self.device = choose_device(device)
+        self.compute_type = choose_compute_type(compute_type, self.device)
+        self._whisper = WhisperModel(
+            path, device=self.device, compute_type=self.compute_type, cpu_threads=cpu_threads, local_files_only=True
+        )
+        self._model = self._whisper.model
+        self.seconds_in_model = 0.0
+
+    def decode(
+        self, clips: Sequence[Clip], options: DecodeOptions, wanted: Callable[[int], bool] = lambda _: True
+    ) -> list[RowDone]:
+        """Transcribe clips together.
+
+        Args:
+            clips: the rows.
+            options: shared by all rows.
+            wanted: asked between encoding and decoding; False for all rows ends the work there.
+
+        Returns:
+            a result per clip; an empty list when none was wanted any more.
+        """
+        encoded = self._timed(self._encode, [clip.samples for clip in clips])
+        if not any(wanted(clip.row) for clip in clips):
+            return []
+        languages = self._languages(encoded, clips)
+        results = self._timed(self._generate, encoded, [language for language, _ in languages], options)
+        tokens = [[token for token in result.sequences_ids[0] if token < self._eot] for result in results]
+        words = self._timed(self._align, encoded, clips, languages, tokens, options.task) if options.words else [[] for _ in clips]
+        return [
+            self._row(clip, language, result, text_tokens, row_words, options)
+            for clip, language, result, text_tokens, row_words in zip(clips, languages, results, tokens, words, strict=True)
+        ]
+
+    def _timed(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return work(*arguments)
+        finally:
+            self.seconds_in_model += time.perf_counter() - begin
+
+    def _encode(self, audio: list[_Samples]) -> ctranslate2.StorageView:
+        features = np.zeros((len(audio), self._whisper.feature_extractor.mel_filters.shape[0], FRAMES), np.float32)
+        for row, samples in enumerate(audio):
+            mel = self._whisper.feature_extractor(samples)[..., :-1][..., :FRAMES]
+            features[row, :, : mel.shape[-1]] = mel
+        return self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=False)
+
+    def _languages(self, encoded: ctranslate2.StorageView, clips: Sequence[Clip]) -> list[tuple[str, float]]:
+        """The language of each clip and its probability."""
+        if not self._model.is_multilingual:
+            return [("en", 1.0) for _ in clips]
+        if all(clip.language is not None for clip in clips):
+            return [(clip.language or "", 1.0) for clip in clips]
+        detected = self._timed(self._model.detect_language, encoded)
+        return [
+            (clip.language, 1.0) if clip.language is not None else (ranked[0][0].strip("<|>"), float(ranked[0][1]))
+            for clip, ranked in zip(clips, detected, strict=True)
+        ]
+
+    def _generate(
+        self, encoded: ctranslate2.StorageView, languages: Sequence[str], options: DecodeOptions
+    ) -> list[ctranslate2.models.WhisperGenerationResult]:
+        prompts = [self._prompt(self._tokenizer(language, options.task), options) for language in languages]
+        search: dict[str, Any] = {"beam_size": options.beam_size}
+        if options.temperature > 0:
+            search = {
+                "beam_size": 1,
+                "num_hypotheses": options.best_of,
+                "sampling_topk": 0,
+                "sampling_temperature": options.temperature,
+            }
+        return self._model.generate(  # type: ignore[no-any-return]
+            encoded,
+            prompts,
+            max_length=self._whisper.max_length,
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_blank=True,
+            suppress_tokens=get_suppressed_tokens(self._tokenizer(languages[0], options.task), [-1]),
+            max_initial_timestamp_index=50,  # a second, as in Whisper
+            **search,
+        )
+
+    def _prompt(self, tokenizer: Tokenizer, options: DecodeOptions) -> list[int]:
+        previous = list(options.previous)
+        if not previous and options.prompt:
+            previous = tokenizer.encode(" " + options.prompt.strip())
+        prompt: list[int] = self._whisper.get_prompt(
+            tokenizer, previous, without_timestamps=not options.timestamps, hotwords=options.hotwords
+        )
+        return prompt
+
+    def _align(
+        self,
+        encoded: ctranslate2.StorageView,
+        clips: Sequence[Clip],
+        languages: Sequence[tuple[str, float]],
+        tokens: Sequence[list[int]],
+        task: str,
+    ) -> list[list[AlignedWord]]:
+        words: list[list[AlignedWord]] = [[] for _ in clips]
+        for language in {language for language, _ in languages}:
+            rows = [row for row, (spoken, _) in enumerate(languages) if spoken == language and tokens[row]]
+            if not rows:
+                continue
+            alignment = self._whisper.find_alignment(
+                self._tokenizer(language, task),
+                [tokens[row] for row in rows],
+                encoded if len(rows) == len(clips) else self._some_rows(encoded, rows),
+                [min(FRAMES, -(-clips[row].samples.size // _SAMPLES_PER_FRAME)) for row in rows],
+            )
+            for row, aligned in zip(rows, alignment, strict=True):
+                merge_punctuations(aligned, _PREPENDED, _APPENDED)
+                words[row] = [
+                    AlignedWord(float(word["start"]), float(word["end"]), word["word"], float(word["probability"]))
+                    for word in aligned
+                    if word["word"]
+                ]
+        return words
+
+    def _some_rows(self, encoded: ctranslate2.StorageView, rows: list[int]) -> ctranslate2.StorageView:
+        host = encoded if self.device == "cpu" else encoded.to_device(ctranslate2.Device.cpu)
+        chosen = ctranslate2.StorageView.from_array(np.ascontiguousarray(np.asarray(host)[rows]))
+        return chosen if self.device == "cpu" else chosen.to_device(ctranslate2.Device.cuda)
+
+    def _row(
+        self,
+        clip: Clip,
+        language: tuple[str, float],
+        result: ctranslate2.models.WhisperGenerationResult,
+        tokens: list[int],
+        words: list[AlignedWord],
+        options: DecodeOptions,
+    ) -> RowDone:
+        tokenizer = self._tokenizer(language[0], options.task)
+        text = tokenizer.decode(tokens)
+        sequence = result.sequences_ids[0]
+        phrases: list[Phrase] = []
+        advance = length = clip.samples.size / _SAMPLE_RATE
+        if options.timestamps:
+            split, advance = split_by_stamps(sequence, tokenizer.timestamp_begin, length)
+            phrases = [Phrase(start, end, tokenizer.decode(part), part) for start, end, part in split]
+        return RowDone(
+            row=clip.row,
+            text=text,
+            tokens=tokens,
+            language=language[0],
+            language_probability=language[1],
+            # The score is divided by the length; Whisper's mean counts the end of text too.
+            avg_logprob=float(result.scores[0]) * len(sequence) / (len(sequence) + 1),
+            no_speech_prob=float(result.no_speech_prob),
+            compression_ratio=compression_ratio(text.strip()),
+            words=words,
+            phrases=phrases,
+            advance=advance,
+        )
+
+    def _tokenizer(self, language: str, task: str) -> Tokenizer:
+        return Tokenizer(self._whisper.hf_tokenizer, self._model.is_multilingual, task=task, language=language)
+
+    @property
+    def _eot(self) -> int:
+        return int(self._whisper.hf_tokenizer.token_to_id("<|endoftext|>"))
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes over compressed bytes: repetition loops come out above 2.4."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data)) if data else 0.0

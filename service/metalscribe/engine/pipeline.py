@@ -1,0 +1,360 @@
+"""One request's way through: decode → voice activity → chunks → batches → stitched segments."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import msgspec
+
+from metalscribe.engine.chunker import CHUNK_SAMPLES, STAGE
+from metalscribe.engine.context import TEMPERATURES, best_of, is_plausible, is_silence
+from metalscribe.engine.dispatch import Dispatcher, Outcome
+from metalscribe.engine.messages import DecodeOptions, RowDone
+from metalscribe.engine.scheduler import Ticket
+from metalscribe.engine.timeline import Timeline, place_words, segments_of
+from metalscribe.media.decode import DecoderPool, DecodeSession
+from metalscribe.media.messages import Chunk, Decoded, Ended, Opened
+from metalscribe.media.pcm import SAMPLE_RATE
+from metalscribe.transcript import (
+    Done,
+    Event,
+    LanguageDetected,
+    Mode,
+    Progress,
+    Segment,
+    SegmentsReady,
+    Statistics,
+    Task,
+    Transcript,
+    TranscriptionRequest,
+    Word,
+)
+
+_PROMPT_RESET_TEMPERATURE: Final = 0.5
+_PROMPT_TOKENS: Final = 224
+_SHORTEST_WINDOW: Final = SAMPLE_RATE // 5
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What becomes :class:`Statistics`."""
+
+    audio: float = 0.0
+    speech: float = 0.0
+    queue: float = 0.0
+    engine: float = 0.0
+    chunks: int = 0
+    retries: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        self.queue = max(self.queue, outcome.queue_seconds)
+        self.engine += outcome.engine_seconds
+
+    def freeze(self) -> Statistics:
+        return Statistics(self.audio, self.speech, self.queue, self.engine, self.chunks, self.retries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """A row that is done, tried again as often as the gate asked."""
+
+    result: RowDone
+    temperature: float
+
+
+@dataclass(slots=True)
+class _Feed:
+    """What the decoder has delivered so far."""
+
+    duration: float | None = None
+    decoded: float = 0.0
+    available: int = 0  # end of the ring's axis as written
+    ended: bool = False
+    error: BaseException | None = None
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+
+class Pipeline:
+    """One request; iterate :meth:`run` once. Closing the iterator stops everything that was started for it."""
+
+    def __init__(
+        self, request: TranscriptionRequest, *, pool: DecoderPool, dispatcher: Dispatcher, model: str, language: str | None, beam_size: int
+    ) -> None:
+        self._request = request
+        self._pool = pool
+        self._dispatcher = dispatcher
+        self._model = model
+        self._language = language
+        self._timed = request.segments or request.word_timestamps
+        self._options = DecodeOptions(
+            task=request.task.value,
+            beam_size=beam_size,
+            words=self._timed,
+            prompt=request.prompt,
+            hotwords=request.hotwords,
+        )
+        self._ticket = Ticket(weight=request.weight)
+        self._timeline = Timeline()
+        self._tally = _Tally()
+        self._feed = _Feed()
+        self._segments: list[Segment] = []
+        self._text: list[str] = []
+        self._settled_language: asyncio.Future[tuple[str, float]] = asyncio.get_running_loop().create_future()
+        self._source = 0
+        if language is not None:
+            self._settled_language.set_result((language, 1.0))
+
+    async def run(self) -> AsyncGenerator[Event]:
+        """The request's events; see :class:`metalscribe.engine.interface.Engine`."""
+        # Two batches of chunks: one being decoded, one being filled.
+        capacity = CHUNK_SAMPLES * max(4, 2 * self._dispatcher.batch_limit)
+        request = self._request
+        self._dispatcher.sessions += 1
+        try:
+            async with self._pool.open(
+                request.path, stage=STAGE, options={"vad": request.vad}, capacity=capacity, track=request.audio_track
+            ) as session:
+                self._source = self._dispatcher.open_source(session.ring, capacity)
+                work = self._accurate(session) if request.mode is Mode.ACCURATE else self._fast(session)
+                try:
+                    async for event in work:
+                        yield event
+                finally:
+                    await work.aclose()
+                    await self._dispatcher.close_source(self._source)
+        finally:
+            self._dispatcher.sessions -= 1
+        language, probability = self._settled_language.result() if self._settled_language.done() else ("en", 0.0)
+        self._tally.audio = self._feed.duration or 0.0
+        yield Done(
+            Transcript(
+                text="".join(self._text).strip(),
+                language=language,
+                language_probability=probability,
+                duration=self._feed.duration or 0.0,
+                segments=tuple(self._segments),
+                model=self._model,
+                task=Task(request.task),
+            ),
+            self._tally.freeze(),
+        )
+
+    # --- fast: every chunk by itself, all of them together ---
+
+    async def _fast(self, session: DecodeSession) -> AsyncGenerator[Event]:
+        pending: asyncio.Queue[tuple[Chunk, asyncio.Task[_Settled]] | None] = asyncio.Queue()
+        tasks: set[asyncio.Task[_Settled]] = set()
+
+        def on_chunk(chunk: Chunk) -> None:
+            task = asyncio.create_task(self._settle_chunk(chunk, first=not self._tally.chunks))
+            self._tally.chunks += 1
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            pending.put_nowait((chunk, task))
+
+        feeding = asyncio.create_task(self._read(session, on_chunk, lambda: pending.put_nowait(None)))
+        told = False
+        try:
+            while (item := await self._next_or_progress(pending)) is not None:
+                if isinstance(item, Progress):
+                    yield item
+                    continue
+                chunk, task = item
+                settled = await task
+                if not told:
+                    told = True
+                    yield LanguageDetected(*self._settled_language.result())
+                segments = self._stitch(chunk, settled.result)
+                end = chunk.start + chunk.length
+                self._timeline.forget(end)
+                await session.release(end)
+                if segments:
+                    yield SegmentsReady(tuple(segments))
+                yield Progress((chunk.pieces[-1].source + chunk.pieces[-1].length) / SAMPLE_RATE, self._feed.duration)
+            await feeding
+        finally:
+            await _end([feeding, *tasks])
+
+    async def _next_or_progress(
+        self, pending: asyncio.Queue[tuple[Chunk, asyncio.Task[_Settled]] | None]
+    ) -> tuple[Chunk, asyncio.Task[_Settled]] | Progress | None:
+        """The next chunk; while there is none (a long silence), now and then how far the decoder is."""
+        try:
+            async with asyncio.timeout(1.0):
+                return await pending.get()
+        except TimeoutError:
+            return Progress(self._feed.decoded, self._feed.duration)
+
+    async def _settle_chunk(self, chunk: Chunk, *, first: bool) -> _Settled:
+        language = self._language
+        if language is None and not first:
+            # The first chunk tells the language; asking each chunk would let short ones guess differently.
+            language = (await asyncio.shield(self._settled_language))[0]
+        try:
+            settled = await self._settle(chunk.start, chunk.length, language, self._options)
+        except BaseException as error:
+            if first and not self._settled_language.done():
+                self._settled_language.set_exception(error)
+                self._settled_language.exception()  # marked as seen: the pipeline meets it in this task anyway
+            raise
+        if not self._settled_language.done():
+            self._settled_language.set_result((settled.result.language, settled.result.language_probability))
+        self._ticket.audio_left = max(1.0, self._ticket.audio_left - chunk.length / SAMPLE_RATE)
+        return settled
+
+    def _stitch(self, chunk: Chunk, result: RowDone) -> list[Segment]:
+        if is_silence(result):
+            return []
+        offset = chunk.start / SAMPLE_RATE
+        words = place_words(result.words, offset, self._timeline)
+        span = self._timeline.wide_span(offset, offset + chunk.length / SAMPLE_RATE)
+        return self._accept(result, words, span)
+
+    # --- accurate: a window that slides, each conditioned on the text before it ---
+
+    async def _accurate(self, session: DecodeSession) -> AsyncGenerator[Event]:
+        feeding = asyncio.create_task(self._read(session, lambda _: None, lambda: None))
+        seek = 0
+        previous: tuple[int, ...] = ()
+        try:
+            while (length := await self._window(seek)) > 0:
+                language = self._settled_language.result()[0] if self._settled_language.done() else None
+                options = msgspec.structs.replace(self._options, timestamps=True, previous=previous)
+                settled = await self._settle(seek, length, language, options)
+                self._tally.chunks += 1
+                result = settled.result
+                if not self._settled_language.done():
+                    self._settled_language.set_result((result.language, result.language_probability))
+                    yield LanguageDetected(result.language, result.language_probability)
+                segments = [] if is_silence(result) else self._stitch_window(seek, result)
+                advance = length / SAMPLE_RATE if is_silence(result) else result.advance
+                previous = () if settled.temperature > _PROMPT_RESET_TEMPERATURE else (*previous, *result.tokens)[-_PROMPT_TOKENS:]
+                seek += max(int(advance * SAMPLE_RATE), SAMPLE_RATE // 50)
+                end = min(seek, self._feed.available)
+                done = self._timeline.span(end / SAMPLE_RATE, end / SAMPLE_RATE)[1]
+                self._timeline.forget(seek)
+                await session.release(end)
+                if segments:
+                    yield SegmentsReady(tuple(segments))
+                yield Progress(done, self._feed.duration)
+            await feeding
+        finally:
+            await _end([feeding])
+
+    async def _window(self, seek: int) -> int:
+        """Wait until a whole window is there, or the recording is over; returns its length in samples, 0 at the end."""
+        feed = self._feed
+        async with feed.changed:
+            await feed.changed.wait_for(lambda: feed.ended or feed.available - seek >= CHUNK_SAMPLES)
+        if feed.error is not None:
+            raise feed.error
+        length = min(CHUNK_SAMPLES, feed.available - seek)
+        # What a last phrase left over, too short to hold a word, would only be made up.
+        return length if length >= _SHORTEST_WINDOW or seek == 0 else 0
+
+    def _stitch_window(self, seek: int, result: RowDone) -> list[Segment]:
+        offset = seek / SAMPLE_RATE
+        words = list(place_words(result.words, offset, self._timeline))
+        stitched: list[Segment] = []
+        for phrase in result.phrases:
+            span = self._timeline.wide_span(offset + phrase.start, offset + phrase.end)
+            count = _words_of(phrase.text, words)
+            within, words = words[:count], words[count:]
+            part = RowDone(
+                row=result.row,
+                text=phrase.text,
+                tokens=phrase.tokens,
+                language=result.language,
+                language_probability=result.language_probability,
+                avg_logprob=result.avg_logprob,
+                no_speech_prob=result.no_speech_prob,
+                compression_ratio=result.compression_ratio,
+                words=[],
+            )
+            stitched += self._accept(part, within, span)
+        return stitched
+
+    # --- both ---
+
+    async def _read(
+        self, session: DecodeSession, on_chunk: Callable[[Chunk], None], on_end: Callable[[], None]
+    ) -> None:
+        feed = self._feed
+        try:
+            async for message in session:
+                match message:
+                    case Opened(duration=duration):
+                        feed.duration = duration
+                        self._ticket.audio_left = duration or self._ticket.audio_left
+                    case Decoded(samples=samples):
+                        feed.decoded = samples / SAMPLE_RATE
+                    case Chunk():
+                        self._timeline.append(message.start, message.pieces)
+                        self._tally.speech += message.length / SAMPLE_RATE
+                        feed.available = message.start + message.length
+                        on_chunk(message)
+                    case Ended(samples=samples):
+                        feed.duration = samples / SAMPLE_RATE
+                async with feed.changed:
+                    feed.changed.notify_all()
+        except Exception as error:
+            feed.error = error
+            raise
+        finally:
+            feed.ended = True
+            on_end()
+            async with feed.changed:
+                feed.changed.notify_all()
+
+    async def _settle(self, start: int, length: int, language: str | None, options: DecodeOptions) -> _Settled:
+        """Decode a row, and again at higher temperatures while the gate finds the result implausible."""
+        results: list[RowDone] = []
+        for temperature in TEMPERATURES:
+            outcome = await self._dispatcher.decode(
+                source=self._source,
+                start=start,
+                length=length,
+                language=language,
+                options=msgspec.structs.replace(options, temperature=temperature),
+                ticket=self._ticket,
+            )
+            self._tally.count(outcome)
+            results.append(outcome.result)
+            language = language or outcome.result.language
+            if is_plausible(outcome.result):
+                return _Settled(outcome.result, temperature)
+            self._tally.retries += 1
+        return _Settled(best_of(results), TEMPERATURES[-1])
+
+    def _accept(self, result: RowDone, words: list[Word], span: tuple[float, float]) -> list[Segment]:
+        floor = self._segments[-1].end if self._segments else 0.0
+        kept = []
+        for segment in segments_of(result, words, span, len(self._segments)):
+            start = max(segment.start, floor)
+            floor = max(segment.end, start)
+            timed = replace(segment, start=start, end=floor)
+            kept.append(timed if self._request.word_timestamps else replace(timed, words=()))
+        self._segments += kept
+        if result.text.strip():
+            self._text.append(result.text)
+        return kept
+
+
+def _words_of(text: str, words: list[Word]) -> int:
+    """How many of the words make up ``text``."""
+    length = count = 0
+    wanted = len("".join(text.split()))
+    while count < len(words) and length < wanted:
+        length += len("".join(words[count].text.split()))
+        count += 1
+    return count
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel and wait, so that nothing outlives its request; what they raise now is a consequence, not news."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

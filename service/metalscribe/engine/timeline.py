@@ -1,0 +1,120 @@
+"""From times within a chunk of glued speech to times in the recording, and from words to segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from metalscribe.engine.messages import AlignedWord, RowDone
+from metalscribe.media.messages import Piece
+from metalscribe.media.pcm import SAMPLE_RATE
+from metalscribe.transcript import Segment, Word
+
+_SENTENCE_END: Final = (".", "!", "?", "…", "。", "！", "？", "।", "؟")  # noqa: RUF001
+_PAUSE: Final = 1.0
+_MAX_SEGMENT: Final = 20.0
+_LONGEST_WORD: Final = 2.0
+
+
+class Timeline:
+    """Where samples of the ring's axis stood in the recording.
+
+    Pieces are appended as chunks arrive and looked up by ring position; both axes only grow.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, int, int]] = []  # ring position, length, place in the recording
+
+    def append(self, start: int, pieces: Iterable[Piece]) -> None:
+        """The chunk at ring position ``start`` consists of these pieces."""
+        for piece in pieces:
+            self._pieces.append((start, piece.length, piece.source))
+            start += piece.length
+
+    def forget(self, before: int) -> None:
+        """Ring positions before this one will not be asked for."""
+        while len(self._pieces) > 1 and self._pieces[0][0] + self._pieces[0][1] <= before:
+            self._pieces.pop(0)
+
+    def span(self, start: float, end: float) -> tuple[float, float]:
+        """Seconds on the ring's axis to seconds in the recording.
+
+        A span stays within the piece that holds its middle: a word does not stretch across silence that was cut out.
+        """
+        at, length, source = self._piece((start + end) / 2)
+        low, high = source / SAMPLE_RATE, (source + length) / SAMPLE_RATE
+        offset = (source - at) / SAMPLE_RATE
+        begin = min(max(start + offset, low), high)
+        return begin, min(max(end + offset, begin), high)
+
+    def wide_span(self, start: float, end: float) -> tuple[float, float]:
+        """Like :meth:`span`, but each end is placed by itself: for what may contain silence."""
+        begin = self.span(start, start)[0]
+        return begin, max(begin, self.span(end, end)[1])
+
+    def _piece(self, seconds: float) -> tuple[int, int, int]:
+        position = seconds * SAMPLE_RATE
+        for piece in self._pieces:
+            if position <= piece[0] + piece[1]:
+                return piece
+        return self._pieces[-1]
+
+
+def place_words(aligned: Sequence[AlignedWord], offset: float, timeline: Timeline) -> list[Word]:
+    """Words of a row that begins ``offset`` seconds on the ring's axis, placed in the recording; never backwards."""
+    words: list[Word] = []
+    floor = 0.0
+    for word in aligned:
+        start, end = timeline.span(offset + word.start, offset + word.end)
+        if end - start > _LONGEST_WORD:
+            # Alignment lets the first and last word of a phrase swallow the pause beside it; the near end is right.
+            start, end = (end - _LONGEST_WORD, end) if not words else (start, start + _LONGEST_WORD)
+        start = max(start, floor)
+        end = max(end, start)
+        words.append(Word(start, end, word.text, min(1.0, max(0.0, word.probability))))
+        floor = end
+    return words
+
+
+def sentences(words: Sequence[Word]) -> list[list[Word]]:
+    """Words grouped into segments: up to the end of a sentence, a long pause, or about twenty seconds."""
+    groups: list[list[Word]] = []
+    for word in words:
+        if groups and not _closes(groups[-1], word):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    return groups
+
+
+def _closes(group: Sequence[Word], following: Word) -> bool:
+    last = group[-1]
+    if last.text.rstrip("\"'”’)»").endswith(_SENTENCE_END):  # noqa: RUF001
+        # Not after an abbreviation or within a number: the next word would go on in lower case or without a space.
+        return following.text[:1].isspace() and not following.text.strip()[:1].islower() or not following.text[:1].isascii()
+    return following.start - last.end >= _PAUSE or following.end - group[0].start > _MAX_SEGMENT
+
+
+def segments_of(result: RowDone, words: Sequence[Word], span: tuple[float, float], first_index: int) -> list[Segment]:
+    """The segments of a row: by its words where they are known, else one for the whole row."""
+
+    def segment(index: int, start: float, end: float, text: str, within: tuple[Word, ...]) -> Segment:
+        return Segment(
+            index=index,
+            start=start,
+            end=end,
+            text=text,
+            words=within,
+            avg_logprob=result.avg_logprob,
+            no_speech_prob=result.no_speech_prob,
+            compression_ratio=result.compression_ratio,
+        )
+
+    if not result.text.strip():
+        return []
+    if not words:
+        return [segment(first_index, span[0], span[1], result.text, ())]
+    return [
+        segment(first_index + number, group[0].start, group[-1].end, "".join(word.text for word in group), tuple(group))
+        for number, group in enumerate(sentences(words))
+    ]

@@ -1,0 +1,165 @@
+"""The process that owns the model (and, with it, the GPU): rows in, words out, heartbeat. Never imported by the service.
+
+Why a process: a CUDA error is sticky and poisons its process, a hung kernel can only be killed, and exiting is the only way
+to give all of a GPU's memory back.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metalscribe.channel import Channel, ChannelClosed
+from metalscribe.engine.messages import (
+    Batch,
+    BatchDone,
+    BatchFailed,
+    Cancel,
+    CloseSource,
+    DecodeOptions,
+    FromModel,
+    Heartbeat,
+    Load,
+    Loaded,
+    LoadFailed,
+    OpenSource,
+    ToModel,
+)
+from metalscribe.engine.model import Clip, SpeechModel
+
+HEARTBEAT_SECONDS: Final = 1.0
+_REMEMBERED: Final = 10_000
+
+_Samples = NDArray[np.float32]
+
+
+class Worker:
+    """Reads messages on one thread, runs batches on another (the main one), tells that it lives on a third."""
+
+    def __init__(self, channel: Channel[ToModel]) -> None:
+        self._channel = channel
+        self._sending = threading.Lock()
+        self._batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self._sources: dict[int, tuple[_Samples, int]] = {}
+        self._cancelled: dict[int, None] = {}
+
+    def run(self) -> None:
+        """Load, then decode until the service hangs up."""
+        first, _ = self._channel.receive()
+        if not isinstance(first, Load):
+            raise TypeError(f"the first message must be Load, not {type(first).__name__}")
+        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
+        model = self._load(first)
+        if model is None:
+            return
+        threading.Thread(target=self._listen, daemon=True, name="listen").start()
+        while True:
+            self._decode(model, self._batches.get())
+
+    def _load(self, order: Load) -> SpeechModel | None:
+        begin = time.perf_counter()
+        try:
+            model = SpeechModel(
+                order.path, device=order.device, compute_type=order.compute_type, cpu_threads=order.cpu_threads
+            )
+            loaded = time.perf_counter()
+            # The first batch pays for what is set up late (CUDA kernels, memory pools): pay it here.
+            model.decode([Clip(0, np.zeros(16_000, np.float32), "en")], DecodeOptions(words=True))
+        except (RuntimeError, ValueError, OSError) as error:
+            self._send(LoadFailed(str(error), _is_out_of_memory(error)))
+            return None
+        self._send(
+            Loaded(model.device, model.compute_type, loaded - begin, time.perf_counter() - loaded)
+        )
+        return model
+
+    def _decode(self, model: SpeechModel, batch: Batch) -> None:
+        begin = time.perf_counter()
+        model.seconds_in_model = 0.0
+        try:
+            clips = [
+                Clip(row.row, samples, row.language)
+                for row in batch.rows
+                if self._wanted(row.row) and (samples := self._samples(row.source, row.start, row.length)) is not None
+            ]
+            for result in model.decode(clips, batch.options, self._wanted) if clips else []:
+                self._send(result)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if _is_sticky(error):
+                # The CUDA context is lost and every later call would fail: die, and be started anew.
+                raise
+            self._send(BatchFailed(batch.batch, f"{type(error).__name__}: {error}"[:2000], _is_out_of_memory(error)))
+            return
+        self._send(BatchDone(batch.batch, time.perf_counter() - begin, model.seconds_in_model))
+
+    def _wanted(self, row: int) -> bool:
+        return row not in self._cancelled
+
+    def _samples(self, source: int, start: int, length: int) -> _Samples | None:
+        """A copy of a row's samples, or None where its source is gone."""
+        if source not in self._sources:
+            return None
+        ring, capacity = self._sources[source]
+        at = start % capacity
+        first = min(length, capacity - at)
+        return np.concatenate([ring[at : at + first], ring[: length - first]])
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                message, descriptors = self._channel.receive()
+                match message:
+                    case Batch():
+                        self._batches.put(message)
+                    case OpenSource(source=source, capacity=capacity):
+                        shared = mmap.mmap(descriptors[0], capacity * 4, prot=mmap.PROT_READ)
+                        os.close(descriptors[0])
+                        self._sources[source] = (np.frombuffer(shared, np.float32), capacity)
+                    case CloseSource(source=source):
+                        self._sources.pop(source, None)
+                    case Cancel(rows=rows):
+                        self._cancelled.update(dict.fromkeys(rows))
+                        while len(self._cancelled) > _REMEMBERED:
+                            self._cancelled.pop(next(iter(self._cancelled)))
+        except ChannelClosed:
+            os._exit(0)  # a batch may be running that nobody waits for
+
+    def _beat(self) -> None:
+        while True:
+            self._send(Heartbeat())
+            time.sleep(HEARTBEAT_SECONDS)
+
+    def _send(self, message: FromModel) -> None:
+        try:
+            with self._sending:
+                self._channel.send(message)
+        except ChannelClosed:
+            os._exit(0)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
+def _is_sticky(error: BaseException) -> bool:
+    return "cuda" in str(error).lower() and not _is_out_of_memory(error)
+
+
+def main() -> None:
+    """``python -m metalscribe.engine.worker DESCRIPTOR``: the descriptor is a channel's end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle
+    Worker(Channel(socket.socket(fileno=int(sys.argv[1])), ToModel)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the NVIDIA driver says about the health of the GPUs."""

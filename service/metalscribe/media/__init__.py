@@ -1,0 +1,1 @@
+"""From a file or an address to samples: sandboxed decoding and SSRF-safe fetching."""

@@ -1,0 +1,74 @@
+"""The transcript as metalscribe's own JSON document."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from metalscribe.render.lettering import encodable
+from metalscribe.render.times import rounded
+from metalscribe.transcript import Segment, Transcript, Word
+
+
+def to_json(
+    transcript: Transcript,
+    *,
+    id: str,  # noqa: A002  (the document's own word)
+    processing_time: float,
+    include_segments: bool,
+    word_timestamps: bool,
+) -> dict[str, Any]:
+    """The document that answers a native request, ready for any JSON encoder.
+
+    Texts are as the model wrote them, leading spaces included. Times are seconds to three decimals, never negative.
+    A measurement that is not a finite number, which JSON cannot say, is null.
+
+    Args:
+        transcript: what to say.
+        id: of the request or job.
+        processing_time: seconds from the request to now.
+        include_segments: list the segments; otherwise ``segments`` is null.
+        word_timestamps: list the segments with their words; otherwise ``words`` is empty.
+    """
+    segments = None
+    if include_segments or word_timestamps:
+        segments = [segment_json(segment, word_timestamps=word_timestamps) for segment in transcript.segments]
+    return {
+        "id": id,
+        "text": encodable(transcript.text),
+        "language": transcript.language,
+        "language_probability": _finite(transcript.language_probability),
+        "duration": rounded(transcript.duration),
+        "processing_time": rounded(processing_time),
+        "segments": segments,
+        "model": encodable(transcript.model),
+    }
+
+
+def segment_json(segment: Segment, *, word_timestamps: bool) -> dict[str, Any]:
+    """One segment of the document; ``speaker`` is there only where diarization named one."""
+    document = {
+        "index": segment.index,
+        **_span(segment),
+        "text": encodable(segment.text),
+        "words": [_word_json(word) for word in segment.words] if word_timestamps else [],
+        "avg_logprob": _finite(segment.avg_logprob),
+        "no_speech_prob": _finite(segment.no_speech_prob),
+        "compression_ratio": _finite(segment.compression_ratio),
+    }
+    if segment.speaker is not None:
+        document["speaker"] = encodable(segment.speaker)
+    return document
+
+
+def _word_json(word: Word) -> dict[str, Any]:
+    return {**_span(word), "word": encodable(word.text), "probability": _finite(word.probability)}
+
+
+def _span(timed: Segment | Word) -> dict[str, float]:
+    start = rounded(timed.start)
+    return {"start": start, "end": max(start, rounded(timed.end))}
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None

@@ -1,0 +1,272 @@
+"""The store on a real PostgreSQL server, which the tests start for themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from metalscribe.errors import ConfigurationError, Conflict, TryLater
+from metalscribe.store.database import Database
+from metalscribe.store.idempotency import IdempotencyStore
+from metalscribe.store.keys import KeyStore, Scope
+from metalscribe.store.models import ApiKeyRow, Base
+
+PATIENCE = 120.0
+
+OPEN = """
+import asyncio, sys
+from metalscribe.store.database import Database
+
+async def main() -> None:
+    database = Database(sys.argv[1])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await database.open()
+    await database.close()
+    print("done")
+
+asyncio.run(main())
+"""
+
+
+def start(url: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", OPEN, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def binaries() -> Path | None:
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).resolve().parent
+    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+def unprivileged_user() -> str | None:
+    """PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+class Server:
+    """A PostgreSQL server on a socket of its own, without a network port."""
+
+    def __init__(self, bin_dir: Path, directory: Path, user: str | None) -> None:
+        self.bin, self.directory, self.user = bin_dir, directory, user
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self.bin / program), *arguments]
+        done = subprocess.run(
+            command, user=self.user, cwd="/", capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
+
+    def create(self) -> None:
+        data = str(self.directory / "data")
+        self._run("initdb", "-D", data, "-U", "metalscribe", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+
+    def start(self) -> None:
+        options = f"-c listen_addresses='' -c unix_socket_directories='{self.directory}' -c fsync=off"
+        log = str(self.directory / "log")
+        self._run("pg_ctl", "start", "-w", "-D", str(self.directory / "data"), "-l", log, "-o", options)
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.directory / "data"))
+
+    def url(self, name: str) -> str:
+        return f"postgresql://metalscribe@/{name}?host={self.directory}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    pytest.importorskip("psycopg", reason="psycopg, the driver for PostgreSQL, is not installed")
+    bin_dir = binaries()
+    if bin_dir is None:
+        pytest.skip("PostgreSQL's initdb is not installed")
+    user = unprivileged_user()
+    directory = Path(tempfile.mkdtemp())
+    if user is not None:
+        shutil.chown(directory, user)
+    server = Server(bin_dir, directory, user)
+    try:
+        server.create()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def url(server: Server) -> AsyncIterator[str]:
+    """Make an empty database of the test's own."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+
+    admin = create_async_engine(
+        server.url("postgres").replace("postgresql:", "postgresql+psycopg:"),
+        isolation_level="AUTOCOMMIT",
+        pool_pre_ping=True,
+    )
+    async with admin.connect() as connection:
+        await connection.execute(text("CREATE DATABASE one"))
+    yield server.url("one")
+    async with admin.connect() as connection:
+        await connection.execute(text("DROP DATABASE one WITH (FORCE)"))
+    await admin.dispose()
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = Database(url)
+    await database.open()
+    yield database
+    await database.close()
+
+
+async def test_models_and_migrations_agree(database: Database) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        return list(compare_metadata(context, Base.metadata))
+
+    async with database.session() as session:
+        assert await (await session.connection()).run_sync(differences) == []
+
+
+async def test_processes_may_open_a_fresh_database_at_the_same_time(url: str) -> None:
+    processes = [start(url) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == "ready\n"
+    answers = await asyncio.gather(*(asyncio.to_thread(process.communicate, "go\n", PATIENCE) for process in processes))
+    assert [out for out, _ in answers] == ["done\n"] * 3, answers
+
+
+async def test_opening_waits_for_the_process_that_migrates_but_not_for_ever(url: str, database: Database) -> None:
+    lock = int.from_bytes(b"metalscr", "big")
+    async with database.session() as holder:
+        await holder.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+        with pytest.raises(TryLater, match="migration"):
+            await Database(url, migration_timeout=0.001).open()
+    other = Database(url)
+    await other.open()
+    await other.close()
+
+
+async def test_a_database_newer_than_the_code_is_refused(url: str, database: Database) -> None:
+    async with database.session() as session:
+        await session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigurationError, match="newer metalscribe"):
+        await Database(url).open()
+
+
+async def test_keys_live_as_they_do_in_sqlite(database: Database) -> None:
+    now = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
+    store = KeyStore(database, clock=lambda: now)
+    old = await store.create("app", [Scope.TRANSCRIBE, Scope.METRICS], timedelta(days=90), "5/minute", weight=0.3)
+    with pytest.raises(Conflict):
+        await store.create("app", [Scope.ADMIN])
+    assert await store.verify(old.key_text) == old.api_key
+    await store.close()
+    assert (await store.list())[0].last_used_at == now
+    new = await store.rotate("app", grace=timedelta(hours=1))
+    assert new.api_key.created_at == now
+    found = await asyncio.gather(*(store.verify(text) for text in [old.key_text, new.key_text] * 25))
+    assert all(key is not None and key.weight == 0.3 for key in found)
+    now += timedelta(hours=1)
+    assert await store.verify(old.key_text) is None
+    assert await store.verify(new.key_text) is not None
+    assert await store.any_exists()
+    await store.revoke("app")
+    assert await store.verify(new.key_text) is None
+    assert not await store.any_exists()
+    await store.close()
+
+
+async def test_rotations_at_the_same_time_leave_the_last_secret_only(database: Database) -> None:
+    store = KeyStore(database)
+    await store.create("app", [Scope.TRANSCRIBE])
+    made = await asyncio.gather(*(store.rotate("app") for _ in range(8)))
+    found = [await store.verify(new.key_text) for new in made]
+    await store.close()
+    assert sum(key is not None for key in found) == 1
+
+
+async def test_answers_live_as_they_do_in_sqlite(database: Database) -> None:
+    store = IdempotencyStore(database)
+
+    async def put(body: bytes) -> bool:
+        return await store.put(
+            "configured",
+            "k",
+            fingerprint="f",
+            status=200,
+            media_type="text/plain",
+            headers={"X-Request-ID": "ü"},
+            body=body,
+        )
+
+    bodies = [bytes([index]) * 1000 for index in range(10)]
+    won = await asyncio.gather(*(put(body) for body in bodies))
+    assert sum(won) == 1
+    found = await store.get("configured", "k")
+    assert found is not None
+    assert (found.body, found.headers) == (bodies[won.index(True)], {"X-Request-ID": "ü"})
+    assert await store.purge(timedelta(0)) == 1
+
+
+async def test_a_read_only_session_cannot_write_and_leaves_no_trace_on_its_connection(database: Database) -> None:
+    await KeyStore(database).create("app", [Scope.TRANSCRIBE])
+    with pytest.raises(DBAPIError, match="read-only"):
+        async with database.session(read_only=True) as session:
+            await session.execute(update(ApiKeyRow).values(name="changed"))
+    async with database.session() as session:
+        await session.execute(update(ApiKeyRow).values(name="changed"))
+    async with database.session(read_only=True) as session:
+        assert await session.scalar(select(ApiKeyRow.name)) == "changed"
+
+
+async def test_foreign_keys_hold_and_errors_do_not_repeat_what_was_stored(database: Database) -> None:
+    store = KeyStore(database)
+    await store.create("confidential", [Scope.TRANSCRIBE])
+    with pytest.raises(IntegrityError) as caught:
+        async with database.session() as session:
+            await session.execute(text("INSERT INTO api_key_secrets VALUES ('nobody00', 'x', now(), NULL)"))
+    assert "confidential" not in str(caught.value)
+
+
+async def test_a_server_that_restarts_or_is_gone(server: Server, database: Database, url: str) -> None:
+    store = KeyStore(database)
+    new = await store.create("app", [Scope.TRANSCRIBE])
+    await asyncio.to_thread(server.stop)
+    try:
+        with pytest.raises(TryLater, match="does not answer"):
+            await store.verify(new.key_text)
+        with pytest.raises(TryLater, match="METALSCRIBE_DATABASE_URL"):
+            await Database(url).open()
+    finally:
+        await asyncio.to_thread(server.start)
+    assert await store.verify(new.key_text) is not None
+    await store.close()
