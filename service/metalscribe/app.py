@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.metadata
+import ipaddress
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+from fastapi import FastAPI
+from slowapi.errors import RateLimitExceeded
+from starlette.requests import Request
+from starlette.responses import Response
+
+from metalscribe.api import health, native, problems
+from metalscribe.api.auth import Authenticator
+from metalscribe.api.limits import RateLimits
+from metalscribe.api.requests import RequestLog
+from metalscribe.api.services import Services
+from metalscribe.api.work import Desk
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
 from metalscribe.engine.weights import describe, resolve
+from metalscribe.errors import ConfigurationError
+from metalscribe.gpu.nvml import Nvml
+from metalscribe.media.addresses import AddressPolicy
+from metalscribe.media.fetch import Fetcher
 from metalscribe.settings import Settings, WhenUnloaded
+from metalscribe.store.database import Database
+from metalscribe.store.idempotency import IdempotencyStore
+from metalscribe.store.keys import KeyStore
+
+_log = structlog.get_logger(__name__)
 
 
 def build_engine(settings: Settings) -> LocalEngine:
@@ -38,3 +68,101 @@ def build_engine(settings: Settings) -> LocalEngine:
             reject_when_unloaded=settings.when_unloaded is WhenUnloaded.REJECT,
         ),
     )
+
+
+@asynccontextmanager
+async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+    """Everything that lives as long as the service does, started before it listens and closed after it stopped."""
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _empty(settings.uploads_dir)
+    engine = build_engine(settings)
+    async with AsyncExitStack() as stack:
+        database = Database(settings.sqlalchemy_url)
+        await database.open()
+        stack.push_async_callback(database.close)
+        configured = settings.api_key.get_secret_value() if settings.api_key else None
+        keys = KeyStore(database, configured=configured)
+        stack.push_async_callback(keys.close)
+        await _refuse_open_door(settings, keys)
+        answers = IdempotencyStore(database)
+        keeping = timedelta(hours=settings.idempotency_hours)
+        limits = RateLimits(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
+        nvml = Nvml()
+        stack.callback(nvml.close)
+        services = Services(
+            engine=engine,
+            auth=Authenticator(keys, limits),
+            limits=limits,
+            desk=Desk(answers),
+            fetcher=Fetcher(
+                AddressPolicy(settings.allow_networks),
+                max_bytes=settings.max_upload_bytes,
+                timeout_secs=settings.fetch_timeout_secs,
+            ),
+            nvml=nvml,
+            uploads=settings.uploads_dir,
+            max_upload_bytes=settings.max_upload_bytes,
+            model_names=tuple(dict.fromkeys((engine.card.name, settings.model))),
+        )
+        app.state.services = services
+        app.state.limits = limits
+        app.add_exception_handler(RateLimitExceeded, _rate_limited)
+        app.include_router(native.router(services))
+        app.include_router(health.router(services))
+        stack.push_async_callback(engine.close)
+        await engine.start()
+        purge = asyncio.create_task(_purge(answers, keeping), name="purge")
+        stack.callback(purge.cancel)
+        yield
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The HTTP application; its lifespan starts and stops everything else."""
+    app = FastAPI(
+        title="metalscribe",
+        version=importlib.metadata.version("metalscribe"),
+        description="Private speech to text. Send an API key as `X-API-Key`, `Authorization: Bearer` or HTTP Basic's password.",
+        lifespan=lambda app: _running(settings, app),
+        redoc_url=None,
+    )
+    problems.install(app)
+    app.add_middleware(RequestLog)
+    return app
+
+
+async def _refuse_open_door(settings: Settings, keys: KeyStore) -> None:
+    if await keys.any_exists():
+        return
+    if not _is_loopback(settings.host):
+        raise ConfigurationError(
+            f"METALSCRIBE_HOST={settings.host} is not loopback and no API key exists; make one with `metalscribe keys create NAME`"
+        )
+    _log.warning("no API key exists, every transcription will be refused; make one with `metalscribe keys create NAME`")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _rate_limited(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RateLimitExceeded):
+        raise error
+    limits: RateLimits = request.app.state.limits
+    return problems.with_rate_limit(request, problems.problem(limits.refusal(request, error), request))
+
+
+async def _purge(answers: IdempotencyStore, keeping: timedelta) -> None:
+    """Forget old answers, every hour."""
+    while True:
+        await answers.purge(keeping)
+        await asyncio.sleep(3600)
+
+
+def _empty(directory: Path) -> None:
+    """Uploads of an earlier run belong to nobody."""
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(mode=0o700, parents=True)

@@ -48,6 +48,13 @@ class UploadTooLarge(MetalscribeError):
     title = "Recording too large"
 
 
+class UploadStalled(MetalscribeError):
+    """The caller stopped sending in the middle of a recording."""
+
+    code = "upload_stalled"
+    title = "Upload stalled"
+
+
 class UnsupportedMedia(MetalscribeError):
     """The bytes are not audio or video."""
 
@@ -112,6 +119,24 @@ class Conflict(MetalscribeError):
 
     code = "conflict"
     title = "Conflict"
+
+
+class IdempotencyMismatch(MetalscribeError):
+    """An Idempotency-Key came again with another request."""
+
+    code = "idempotency_mismatch"
+    title = "Idempotency-Key used for another request"
+
+
+class RateLimited(MetalscribeError):
+    """More requests than the key, or the address, may send."""
+
+    code = "rate_limited"
+    title = "Too many requests"
+
+    def __init__(self, detail: str, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 # --- what the machine cannot do now -----------------------------------------------------------------------------------

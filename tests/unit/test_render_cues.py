@@ -102,9 +102,22 @@ def test_two_lines_are_balanced() -> None:
 
 
 def test_a_line_prefers_to_end_with_its_clause() -> None:
-    assert lines(spoken("if you ask me about it, this was never going to work", pace=0.1)) == [
-        ("if you ask me about it,", "this was never going to work")
+    assert lines(spoken("if you ask me about it, this was never going to work out", pace=0.1)) == [
+        ("if you ask me about it,", "this was never going to work out")
     ]
+
+
+def test_cues_are_even_where_nothing_asks_for_a_cut() -> None:
+    first, second = lines(spoken(" ".join(["word"] * 20), pace=0.1))
+    assert " ".join(first).count("word") == " ".join(second).count("word") == 10
+
+
+def test_a_segment_becomes_no_more_cues_than_it_needs() -> None:
+    text = "This is the first of three sentences. Here is another one that follows. And now the last one comes."
+    assert [" ".join(cue) for cue in lines(spoken(text, pace=0.1))] in (
+        [text[: text.index(" And")], text[text.index("And") :]],
+        [text[: text.index(" Here")], text[text.index("Here") :]],
+    )
 
 
 def test_a_word_wider_than_a_line_stays_whole() -> None:
@@ -306,6 +319,13 @@ def test_many_cues_at_one_instant_push_the_next_one_on() -> None:
 def test_words_that_run_backwards_keep_their_order() -> None:
     words = (Word(5, 6, " one", 1), Word(2, 3, " two", 1), Word(6, 7, " three", 1))
     assert cues(transcript(Segment(0, 2.0, 7.0, " one two three", words))) == [Cue(5000, 7000, ("one two three",))]
+
+
+def test_a_words_impossible_start_does_not_hide_how_long_a_cue_lasts() -> None:
+    words = (Word(0, 1, " one", 1), Word(20, 21, " two", 1), Word(1, 2, " three", 1))
+    shown = cues(transcript(Segment(0, 0.0, 21.0, " one two three", words)))
+    assert [cue.lines for cue in shown] == [("one",), ("two three",)]
+    assert [cue.start_ms for cue in shown] == [0, 20000]
 
 
 def test_one_words_impossible_end_does_not_stretch_the_others() -> None:

@@ -35,8 +35,7 @@ _CUT_AT_LONG_PAUSE = 5.0
 _CUT_ANYWHERE = 12.0
 _SHORT_PAUSE_MS = 250
 _LONG_PAUSE_MS = 1000
-# A further cue costs less than a cut through a phrase but more than one after a comma; empty room keeps cues even.
-_PER_CUE = 6.0
+# Empty room costs by its square, which keeps cues few and even: leaving a cue empty would cost this.
 _EMPTY_CUE = 8.0
 
 
@@ -184,7 +183,7 @@ class Layout:
     def _cue_cost(self, first: int, last: int) -> float:
         filled = min(1.0, (self._rights[last] - self._lefts[first]) / (CUE_LINES * LINE_COLUMNS))
         cut = 0.0 if last + 1 == len(self._pieces) else self._cut_cost(last)
-        return _PER_CUE + _EMPTY_CUE * (1.0 - filled) ** 2 + cut
+        return _EMPTY_CUE * (1.0 - filled) ** 2 + cut
 
     def _cut_cost(self, last: int) -> float:
         piece = self._pieces[last]

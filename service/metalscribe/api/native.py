@@ -1,0 +1,227 @@
+"""The native dialect: ``POST /transcribe`` and ``POST /transcribe/url``."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from metalscribe.api.options import NativeOptions, parse_options, validated
+from metalscribe.api.problems import documented
+from metalscribe.api.requests import note
+from metalscribe.api.services import Services
+from metalscribe.api.uploads import receive
+from metalscribe.api.work import fingerprint
+from metalscribe.errors import EngineFailed, InvalidParameter, UploadTooLarge
+from metalscribe.render import MEDIA_TYPES, Format, render, to_json
+from metalscribe.store.identity import ApiKey, Scope
+from metalscribe.transcript import Done, TranscriptionRequest
+
+_JSON_BYTES: Final = 64 * 1024
+_PROBLEMS: Final = (400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 507)
+
+
+class UrlOptions(NativeOptions):
+    """The body of ``/transcribe/url``."""
+
+    url: Annotated[str, Field(min_length=1, max_length=4096)]
+    """Address of the recording, http or https, on the public internet."""
+
+
+def router(services: Services) -> APIRouter:
+    """The dialect's routes."""
+    routes = APIRouter(tags=["transcription"])
+    authenticated = Depends(services.auth.require(Scope.TRANSCRIBE))
+
+    @routes.post(
+        "/transcribe",
+        summary="Transcribe an uploaded recording",
+        response_class=Response,
+        responses={200: _ANSWER, **documented(*_PROBLEMS)},
+        openapi_extra=_upload_documentation(),
+    )
+    @services.limits.transcription
+    async def transcribe(request: Request, key: ApiKey = authenticated) -> Response:  # noqa: B008  (FastAPI's way)
+        begin = time.perf_counter()
+        services.check_capacity()
+        # Options in the query are judged before the upload is read.
+        parse_options(request.query_params.multi_items(), {})
+        async with receive(
+            request, services.uploads, file_field="file", max_bytes=services.max_upload_bytes
+        ) as upload:
+            options = parse_options(request.query_params.multi_items(), upload.fields)
+            wanted = options.to_request(upload.path, name=upload.name, served=services.model_names, weight=key.weight)
+            mark = fingerprint(upload.sha256, options.model_dump())
+            return await services.desk.serve(
+                request, key, mark, lambda: _answer(services, wanted, options, begin)
+            )
+
+    @routes.post(
+        "/transcribe/url",
+        summary="Transcribe a recording from an address",
+        response_class=Response,
+        responses={200: _ANSWER, **documented(*_PROBLEMS)},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": UrlOptions.model_json_schema()}}}},
+    )
+    @services.limits.transcription
+    async def transcribe_url(request: Request, key: ApiKey = authenticated) -> Response:  # noqa: B008
+        begin = time.perf_counter()
+        services.check_capacity()
+        if request.query_params:
+            raise InvalidParameter("send every parameter in the JSON body", next(iter(request.query_params)))
+        options = validated(UrlOptions, await _json(request))
+        path = services.uploads / uuid.uuid4().hex
+        wanted = options.to_request(path, name="recording", served=services.model_names, weight=key.weight)
+
+        async def fetch_and_answer() -> Response:
+            try:
+                await services.fetcher.fetch(options.url, path)
+                return await _answer(services, wanted, options, begin)
+            finally:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+
+        return await services.desk.serve(request, key, fingerprint(options.url, options.model_dump()), fetch_and_answer)
+
+    return routes
+
+
+async def _answer(services: Services, wanted: TranscriptionRequest, options: NativeOptions, begin: float) -> Response:
+    done = await _transcribe(services, wanted)
+    seconds = time.perf_counter() - begin
+    statistics = done.statistics
+    note(
+        audio_seconds=round(statistics.audio_seconds, 3),
+        queue_seconds=round(statistics.queue_seconds, 3),
+        engine_seconds=round(statistics.engine_seconds, 3),
+        real_time_factor=round(seconds / statistics.audio_seconds, 4) if statistics.audio_seconds else None,
+    )
+    if options.format is not Format.JSON:
+        return Response(render(done.transcript, options.format), media_type=MEDIA_TYPES[options.format])
+    return JSONResponse(
+        to_json(
+            done.transcript,
+            id=str(uuid.uuid4()),
+            processing_time=seconds,
+            include_segments=options.include_segments,
+            word_timestamps=options.word_timestamps,
+        )
+    )
+
+
+async def _transcribe(services: Services, wanted: TranscriptionRequest) -> Done:
+    async with aclosing(services.engine.transcribe(wanted)) as events:  # type: ignore[type-var]
+        async for event in events:
+            if isinstance(event, Done):
+                return event
+    raise EngineFailed("the engine ended without a result")
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    body = bytearray()
+    async for data in request.stream():
+        body += data
+        if len(body) > _JSON_BYTES:
+            raise UploadTooLarge(f"the JSON body has more than {_JSON_BYTES} bytes")
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidParameter('the body is not JSON; send {"url": "https://…"}', "url") from None
+    if not isinstance(document, dict):
+        raise InvalidParameter('the body must be a JSON object such as {"url": "https://…"}', "url")
+    return document
+
+
+# --- documentation ----------------------------------------------------------------------------------------------------
+
+_WORD: Final = {
+    "type": "object",
+    "required": ["start", "end", "word", "probability"],
+    "properties": {
+        "start": {"type": "number"},
+        "end": {"type": "number"},
+        "word": {"type": "string"},
+        "probability": {"type": ["number", "null"]},
+    },
+}
+_SEGMENT: Final = {
+    "type": "object",
+    "required": ["index", "start", "end", "text", "words", "avg_logprob", "no_speech_prob", "compression_ratio"],
+    "properties": {
+        "index": {"type": "integer"},
+        "start": {"type": "number"},
+        "end": {"type": "number"},
+        "text": {"type": "string"},
+        "words": {"type": "array", "items": _WORD},
+        "speaker": {"type": "string"},
+        "avg_logprob": {"type": ["number", "null"]},
+        "no_speech_prob": {"type": ["number", "null"]},
+        "compression_ratio": {"type": ["number", "null"]},
+    },
+}
+_TRANSCRIPT: Final = {
+    "type": "object",
+    "required": ["id", "text", "language", "language_probability", "duration", "processing_time", "segments", "model"],
+    "properties": {
+        "id": {"type": "string"},
+        "text": {"type": "string"},
+        "language": {"type": "string"},
+        "language_probability": {"type": ["number", "null"]},
+        "duration": {"type": "number"},
+        "processing_time": {"type": "number"},
+        "segments": {"type": ["array", "null"], "items": _SEGMENT},
+        "model": {"type": "string"},
+    },
+}
+_ANSWER: Final[dict[str, Any]] = {
+    "description": "The transcript, in the format asked for",
+    "content": {
+        "application/json": {"schema": _TRANSCRIPT},
+        **{kind.partition(";")[0]: {"schema": {"type": "string"}} for name, kind in MEDIA_TYPES.items() if name is not Format.JSON},
+    },
+}
+
+
+def _upload_documentation() -> dict[str, Any]:
+    schema = NativeOptions.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    properties = {name: _inlined(value, definitions) for name, value in schema["properties"].items()}
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "description": value.get("description", ""), "schema": value}
+            for name, value in properties.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["file"],
+                        "properties": {"file": {"type": "string", "format": "binary"}, **properties},
+                    }
+                }
+            },
+        },
+    }
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """``schema`` with references to ``definitions`` replaced by what they name."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        target = _inlined(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
+        return {**target, **{name: value for name, value in schema.items() if name != "$ref"}}
+    return {name: _inlined(value, definitions) for name, value in schema.items()}
+
+

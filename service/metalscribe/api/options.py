@@ -1,0 +1,121 @@
+"""The native dialect's parameters, from the query, the form or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from metalscribe.api.problems import invalid_parameter
+from metalscribe.errors import InvalidParameter
+from metalscribe.languages import parse_language
+from metalscribe.render import Format
+from metalscribe.transcript import Mode, Task, TranscriptionRequest
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_TIMED = frozenset({Format.SRT, Format.VTT, Format.TSV})
+
+
+def _blank_is_none(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+_Text = Annotated[str | None, BeforeValidator(_blank_is_none), Field(max_length=4000)]
+
+
+class NativeOptions(BaseModel):
+    """What a caller of ``/transcribe`` may ask for; unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    language: _Text = None
+    """Spoken language, a code such as `en` or a name such as `English`; detected where it is left out or `auto`."""
+
+    task: Task = Task.TRANSCRIBE
+    """`transcribe`, or `translate` into English."""
+
+    include_segments: bool = False
+    """List the segments with their times."""
+
+    word_timestamps: bool = False
+    """List the segments with the time of every word."""
+
+    diarize: bool = False
+    """Say who speaks."""
+
+    prompt: _Text = None
+    """Text before the recording: names and spelling to expect, the style to write in."""
+
+    hotwords: _Text = None
+    """Words to expect."""
+
+    mode: Mode = Mode.FAST
+    """`fast`, or `accurate`: one window after another, each reading on from the one before."""
+
+    format: Format = Format.JSON
+    """What the answer is written as."""
+
+    vad: bool = True
+    """Leave silence out by voice activity detection."""
+
+    audio_track: int = Field(default=0, ge=0, le=1000)
+    """Which audio track of the file, counted from 0."""
+
+    model: _Text = None
+    """The model's name; the one that is served where it is left out."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether the answer shows times, which cost an alignment pass."""
+        return self.include_segments or self.word_timestamps or self.format in _TIMED
+
+    def to_request(self, path: Path, *, name: str, served: Iterable[str], weight: float) -> TranscriptionRequest:
+        """The engine's request for a file.
+
+        Raises:
+            InvalidParameter: a value that the service does not know or cannot do.
+        """
+        if self.model is not None and self.model not in served:
+            raise InvalidParameter(f"model={self.model} is not served here; leave it out, or send {', '.join(served)}", "model")
+        if self.diarize:
+            raise InvalidParameter("diarize=true: speaker diarization is not installed on this service", "diarize")
+        language = None if self.language is None or self.language.lower() == "auto" else parse_language(self.language)
+        return TranscriptionRequest(
+            path=path,
+            language=language,
+            task=self.task,
+            mode=self.mode,
+            prompt=self.prompt,
+            hotwords=self.hotwords,
+            vad=self.vad,
+            segments=self.timed,
+            # Subtitles are cut between words, whether or not the caller sees them.
+            word_timestamps=self.word_timestamps or self.format in _TIMED,
+            audio_track=self.audio_track,
+            name=name,
+            weight=weight,
+        )
+
+
+def parse_options(query: Iterable[tuple[str, str]], form: Mapping[str, list[str]]) -> NativeOptions:
+    """Options from a query's pairs and a form's fields.
+
+    Raises:
+        InvalidParameter: unknown, malformed, or given twice.
+    """
+    given: dict[str, str] = {}
+    pairs = [*query, *((name, value) for name, values in form.items() for value in values)]
+    for name, value in pairs:
+        if given.setdefault(name, value) != value:
+            raise InvalidParameter(f"{name} is given twice with different values", name)
+    return validated(NativeOptions, given)
+
+
+def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """``values`` as a pydantic model; raises InvalidParameter that names each wrong field."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise invalid_parameter(error.errors()) from None

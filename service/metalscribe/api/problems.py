@@ -1,0 +1,181 @@
+"""Errors as ``application/problem+json`` (RFC 9457). The one place where an error meets an HTTP status."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from metalscribe import errors
+from metalscribe.api.requests import note
+from metalscribe.errors import MetalscribeError
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+STATUS: Final[Mapping[type[MetalscribeError], int]] = {
+    errors.InvalidParameter: 400,
+    errors.AddressRefused: 400,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.UploadStalled: 408,
+    errors.Conflict: 409,
+    errors.UploadTooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.UndecodableMedia: 422,
+    errors.NoAudioTrack: 422,
+    errors.FetchFailed: 422,
+    errors.IdempotencyMismatch: 422,
+    errors.RateLimited: 429,
+    errors.TryLater: 503,
+    errors.QueueFull: 503,
+    errors.ModelUnavailable: 503,
+    errors.ShuttingDown: 503,
+    errors.ModelMissing: 503,
+    errors.StorageFull: 507,
+    errors.EngineFailed: 500,
+}
+
+_CLOSED_BY_CLIENT: Final = 499  # nobody reads it; the log does
+
+_log = structlog.get_logger(__name__)
+
+
+def status_of(error: MetalscribeError) -> int:
+    """The HTTP status for an error; 500 for those that are the service's own fault."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def problem(error: MetalscribeError, request: Request) -> Response:
+    """An error as a response."""
+    status = status_of(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.TryLater | errors.RateLimited):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
+        headers["Connection"] = "close"  # the rest of the body will not be read
+    extra: dict[str, Any] = {}
+    if isinstance(error, errors.InvalidParameter) and error.parameter:
+        extra["parameter"] = error.parameter
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, errors.TryLater):
+        _log.error("request failed", code=error.code, detail=error.detail)
+    return _response(request, status, error.code, error.title, error.detail, headers, extra)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of ``app`` a problem document."""
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        if not isinstance(error, MetalscribeError):
+            raise error
+        note(problem=error.code)
+        return with_rate_limit(request, problem(error, request))
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        return with_rate_limit(request, problem(invalid_parameter(error.errors()), request))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        phrase = HTTPStatus(error.status_code).phrase
+        detail = {404: "no such path; /docs lists them", 405: "this path does not take that method; /docs lists them"}
+        return _response(
+            request,
+            error.status_code,
+            phrase.lower().replace(" ", "_"),
+            phrase,
+            detail.get(error.status_code, str(error.detail)),
+            dict(error.headers or {}),
+            {},
+        )
+
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        del request, error
+        return Response(status_code=_CLOSED_BY_CLIENT)
+
+    async def on_anything(request: Request, error: Exception) -> Response:
+        _log.exception("unexpected error", exc_info=error)
+        detail = "the service met an unexpected error; its log tells more under this request_id"
+        return _response(request, 500, "internal_error", "Internal error", detail, {}, {})
+
+    app.add_exception_handler(MetalscribeError, on_error)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(Exception, on_anything)
+
+
+def invalid_parameter(issues: Any) -> errors.InvalidParameter:
+    """pydantic's list of issues as one error that names each parameter."""
+    named = []
+    for issue in issues:
+        place = [str(part) for part in issue["loc"] if part not in {"body", "query", "path", "header"}]
+        name = ".".join(place) or "body"
+        if issue["type"] == "extra_forbidden":
+            named.append((name, f"{name} is not a parameter of this path"))
+        elif issue["type"] == "missing":
+            named.append((name, f"{name} is missing"))
+        else:
+            message = issue["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            named.append((name, f"{name}: {'must be ' if message != issue['msg'] and 'Input' in issue['msg'] else ''}{message}"))
+    return errors.InvalidParameter("; ".join(text for _, text in named) or "malformed request", named[0][0] if named else None)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the statuses that a path may answer with, 4xx and 5xx as problem documents."""
+    schema = {
+        "type": "object",
+        "required": ["type", "title", "status", "detail", "instance", "request_id"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "instance": {"type": "string"},
+            "request_id": {"type": "string"},
+            "parameter": {"type": "string"},
+        },
+    }
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses
+    }
+
+
+def _response(
+    request: Request, status: int, code: str, title: str, detail: str, headers: Mapping[str, str], extra: Mapping[str, Any]
+) -> Response:
+    document = {
+        "type": f"urn:metalscribe:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "request_id": getattr(request.state, "request_id", ""),
+        **extra,
+    }
+    return JSONResponse(document, status_code=status, headers=dict(headers), media_type=MEDIA_TYPE)
+
+
+def with_rate_limit(request: Request, response: Response) -> Response:
+    """The X-RateLimit headers on refusals too; slowapi puts them on answers only."""
+    spent = getattr(request.state, "view_rate_limit", None)
+    if spent is not None:
+        retry_after = response.headers.get("Retry-After")
+        response = request.app.state.limits.limiter._inject_headers(response, spent)  # noqa: SLF001  (slowapi's own handler does so)
+        if retry_after is not None:
+            response.headers["Retry-After"] = retry_after
+        elif "Retry-After" in response.headers:
+            del response.headers["Retry-After"]
+    return response

@@ -1,0 +1,88 @@
+"""What every request gets: an id, one line in the log, and security headers."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from typing import Any, Final
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_ERRORS_FROM: Final = 400
+
+_log = structlog.get_logger("metalscribe.request")
+
+_facts: ContextVar[dict[str, Any] | None] = ContextVar("facts", default=None)
+
+
+def note(**facts: Any) -> None:
+    """Add to the line that the log gets about the present request; works from tasks that it started, too."""
+    known = _facts.get()
+    if known is not None:
+        known.update(facts)
+
+
+class RequestLog:
+    """ASGI middleware. The caller's ``X-Request-ID`` is kept where it is harmless, else one is made.
+
+    What routes :func:`note` (key, audio seconds, …) appears in the request's line.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        facts: dict[str, Any] = {}
+        _facts.set(facts)  # one object, shared by every task that inherits this context
+        begin = time.perf_counter()
+        status = 499  # nothing was sent: the client left
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("Cache-Control", "no-store")
+                if status < _ERRORS_FROM and "Retry-After" in headers:
+                    del headers["Retry-After"]  # slowapi puts it on every answer
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        finally:
+            level = "debug" if scope["path"] in _QUIET and status < _ERRORS_FROM else "info"
+            client = scope.get("client")
+            getattr(_log, level)(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                seconds=round(time.perf_counter() - begin, 3),
+                client=client[0] if client else None,
+                **facts,
+            )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(text):
+                return str(text)
+    return uuid.uuid4().hex

@@ -1,0 +1,141 @@
+"""Running a transcription for a caller who may leave, come back, or ask for the same thing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from metalscribe.api import problems
+from metalscribe.errors import IdempotencyMismatch, MetalscribeError
+from metalscribe.store.idempotency import IdempotencyStore, checked_idempotency_key
+from metalscribe.store.identity import ApiKey
+
+_REPEATABLE: Final = frozenset({200, 400, 413, 415, 422})
+"""Statuses that the same request would get again; anything else may pass next time and is not kept."""
+
+_log = structlog.get_logger(__name__)
+
+Answer = Callable[[], Awaitable[Response]]
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A running answer and how many callers wait for it."""
+
+    fingerprint: str
+    task: asyncio.Task[Response]
+    callers: int = field(default=0)
+
+
+def fingerprint(content: str, options: Mapping[str, Any]) -> str:
+    """What makes two requests the same: the recording's digest (or address) and every option."""
+    return hashlib.sha256(json.dumps([content, options], sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Desk:
+    """Where callers wait for their transcriptions.
+
+    A caller who hangs up cancels the work, unless another waits for the same. An ``Idempotency-Key`` (IETF draft
+    httpapi-idempotency-key-header) attaches to the running work of that key, or gets its first answer again.
+    """
+
+    def __init__(self, answers: IdempotencyStore) -> None:
+        self._answers = answers
+        self._running: dict[tuple[str, str], _Work] = {}
+
+    async def serve(self, request: Request, key: ApiKey, mark: str, answer: Answer) -> Response:
+        """Answer a request.
+
+        Args:
+            request: its body has been read.
+            key: the caller's.
+            mark: the request's :func:`fingerprint`.
+            answer: does the work.
+
+        Raises:
+            ClientDisconnect: the caller left.
+            IdempotencyMismatch: the Idempotency-Key was used for something else.
+            MetalscribeError: whatever ``answer`` raises.
+        """
+        header = request.headers.get("Idempotency-Key")
+        if header is None:
+            return await self._wait(request, _Work(mark, asyncio.create_task(_run(answer))))
+        name = (key.id, checked_idempotency_key(header))
+        work = self._running.get(name)
+        if work is None:
+            stored = await self._answers.get(*name)
+            if stored is not None:
+                _require_same(stored.fingerprint, mark)
+                return Response(
+                    stored.body,
+                    stored.status,
+                    {**stored.headers, "Idempotent-Replayed": "true"},
+                    stored.media_type,
+                )
+            # Between the question to the store and here another caller may have begun.
+            work = self._running.get(name)
+        if work is None:
+            work = _Work(mark, asyncio.create_task(self._run_once(name, request, mark, answer)))
+            self._running[name] = work
+        _require_same(work.fingerprint, mark)
+        return await self._wait(request, work)
+
+    async def _run_once(self, name: tuple[str, str], request: Request, mark: str, answer: Answer) -> Response:
+        try:
+            try:
+                response = await answer()
+            except MetalscribeError as error:
+                response = problems.problem(error, request)
+            if response.status_code in _REPEATABLE:
+                await self._answers.put(
+                    *name,
+                    fingerprint=mark,
+                    status=response.status_code,
+                    media_type=response.media_type or response.headers.get("content-type"),
+                    headers={},
+                    body=bytes(response.body),
+                )
+            return response
+        finally:
+            self._running.pop(name, None)
+
+    async def _wait(self, request: Request, work: _Work) -> Response:
+        work.callers += 1
+        gone = asyncio.create_task(_disconnected(request))
+        try:
+            await asyncio.wait({work.task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.task.done():
+                raise ClientDisconnect
+            first = work.task.result()
+            # Each caller gets headers of its own: the rate limit's differ.
+            return Response(first.body, first.status_code, None, first.headers.get("content-type")) if work.callers > 1 else first
+        finally:
+            gone.cancel()
+            work.callers -= 1
+            if not work.callers and not work.task.done():
+                _log.info("cancelled", reason="the caller left")
+                work.task.cancel()
+                await asyncio.wait({work.task})
+
+
+async def _run(answer: Answer) -> Response:
+    return await answer()
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the caller hangs up; the body has been read, so that nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _require_same(known: str, mark: str) -> None:
+    if known != mark:
+        raise IdempotencyMismatch("this Idempotency-Key was used for a different recording or options; send a new key")

@@ -1,0 +1,107 @@
+"""``metalscribe serve``: the HTTP service, until SIGTERM; then it drains."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import FrameType
+from typing import Any, Final
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from metalscribe.app import create_app
+from metalscribe.errors import ConfigurationError, MetalscribeError
+from metalscribe.log import configure_logging
+from metalscribe.settings import Settings, load_settings
+
+_LAST_WORDS_SECONDS: Final = 5
+"""After the grace period, what still runs is cancelled and gets so long to be told."""
+
+_log = structlog.get_logger("metalscribe.serve")
+
+
+def serve(host: str | None = None, port: int | None = None) -> None:
+    """Run the service.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or the address is taken.
+        MetalscribeError: a part of the service does not start.
+    """
+    overrides: dict[str, Any] = {}
+    if host is not None:
+        overrides["host"] = host
+    if port is not None:
+        overrides["port"] = port
+    settings = load_settings(**overrides)
+    configure_logging(settings.log_level)
+    failure = asyncio.run(_serve(settings), loop_factory=None) if sys.version_info >= (3, 12) else asyncio.run(_serve(settings))
+    if failure is not None:
+        raise failure
+
+
+async def _serve(settings: Settings) -> MetalscribeError | None:
+    app = _FailureKept(create_app(settings))
+    server = _DrainingServer(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=True,
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            timeout_graceful_shutdown=int(settings.shutdown_grace_secs) + _LAST_WORDS_SECONDS,
+            lifespan="on",
+        ),
+        app.app,
+        settings.shutdown_grace_secs,
+    )
+    try:
+        await server.serve()
+    except SystemExit:
+        # uvicorn's answer to an address that is taken or not ours; it has logged which.
+        return app.failure or ConfigurationError(f"cannot listen on {settings.host} port {settings.port}; is it taken?")
+    return app.failure
+
+
+class _FailureKept:
+    """ASGI wrapper that remembers why start-up failed; uvicorn would only print a traceback."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+        self.failure: MetalscribeError | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_quietly(message: Any) -> None:
+            # Without its message uvicorn logs one line and leaves the telling to us.
+            await send({**message, "message": ""} if message["type"].endswith(".failed") else message)
+
+        try:
+            await self.app(scope, receive, send_quietly)
+        except MetalscribeError as error:
+            self.failure = error
+
+
+class _DrainingServer(uvicorn.Server):
+    """On SIGTERM: not ready any more, finish what runs, cancel what does not finish in time and say so."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, grace: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._grace = grace
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        services = getattr(self._app.state, "services", None)
+        if services is not None and not services.draining:
+            services.draining = True
+            _log.info("shutting down", running=services.engine.status.requests, grace_seconds=self._grace)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._grace, lambda: loop.create_task(services.engine.close()))
+        super().handle_exit(sig, frame)
