@@ -46,7 +46,7 @@ def make_wav(tmp_path: Path) -> MakeWav:
 
     def make(samples: NDArray[Any], rate: int = 16_000, *, name: str = "made.wav", floats: bool = False) -> Path:
         path = tmp_path / name
-        frames = samples.reshape(samples.shape[0], -1)
+        frames = samples if samples.ndim == 2 else samples[:, None]
         channels = frames.shape[1]
         if floats:  # the wave module writes integers only
             body = frames.astype("<f4").tobytes()

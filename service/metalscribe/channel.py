@@ -24,7 +24,7 @@ _DESCRIPTORS: Final = 4
 In = TypeVar("In")
 
 
-class ChannelClosed(Exception):  # noqa: N818  (an event more than an error)
+class ChannelClosed(Exception):
     """The other end is gone."""
 
 
@@ -44,7 +44,7 @@ class Channel(Generic[In]):
     def pair() -> tuple[socket.socket, socket.socket]:
         """Two connected sockets: the first for the service (non-blocking), the second to give away."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
+        ours.setblocking(False)  # noqa: FBT003  (the standard library's signature)
         return ours, theirs
 
     def fileno(self) -> int:

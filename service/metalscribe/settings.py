@@ -49,7 +49,12 @@ class Settings(BaseSettings):
     """The service's settings; read from the environment, never changed afterwards."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        env_ignore_empty=True,
     )
 
     # --- where it listens and keeps its state ---
@@ -218,7 +223,8 @@ def load_settings(**overrides: Any) -> Settings:
     _refuse_unknown(os.environ.keys())
     secrets = os.environ.get("CREDENTIALS_DIRECTORY")
     try:
-        return Settings(_secrets_dir=secrets if secrets and Path(secrets).is_dir() else None, **overrides)
+        # _secrets_dir is pydantic-settings' own argument, which its mypy plugin alone knows.
+        return Settings(_secrets_dir=secrets if secrets and Path(secrets).is_dir() else None, **overrides)  # type: ignore[call-arg]
     except ValidationError as error:
         problems = [
             f"{PREFIX}{str(issue['loc'][0]).upper() if issue['loc'] else ''}: {issue['msg'].removeprefix('Value error, ')}"

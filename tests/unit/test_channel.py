@@ -33,6 +33,16 @@ def ends() -> Iterator[tuple[Channel[Message], Channel[Message]]]:
     child.close()
 
 
+@pytest.fixture
+def raw() -> Iterator[tuple[Channel[Message], socket.socket]]:
+    """The service's end, and the other one as a plain socket that can send anything."""
+    ours, theirs = Channel.pair()
+    service = Channel[Message](ours, Message)
+    yield service, theirs
+    service.close()
+    theirs.close()
+
+
 def open_descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
@@ -88,59 +98,65 @@ async def test_descriptors_arrive_with_their_message(
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\xc1", b"not a message", msgspec.msgpack.encode({"type": "unknown"}), msgspec.msgpack.encode({"type": "small", "number": "x"})],
+    [
+        b"\xc1",
+        b"not a message",
+        msgspec.msgpack.encode({"type": "unknown"}),
+        msgspec.msgpack.encode({"type": "small", "number": "x"}),
+    ],
 )
-async def test_garbage_is_a_decode_error_and_the_channel_lives_on(garbage: bytes) -> None:
-    ours, theirs = Channel.pair()
-    service, child = Channel[Message](ours, Message), Channel[Message](theirs, Message)
+async def test_garbage_is_a_decode_error_and_the_channel_lives_on(
+    raw: tuple[Channel[Message], socket.socket], garbage: bytes
+) -> None:
+    service, theirs = raw
     theirs.send(garbage)
     with pytest.raises(msgspec.DecodeError):
         await service.areceive()
-    ours.send(garbage)
-    with pytest.raises(msgspec.DecodeError):
-        child.receive()
-    child.send(Small(1))
+    theirs.send(msgspec.msgpack.encode(Small(1)))
     assert (await service.areceive())[0] == Small(1)
-    service.close()
-    child.close()
 
 
-async def test_descriptors_sent_with_garbage_do_not_stay_open() -> None:
-    ours, theirs = Channel.pair()
-    with theirs:
-        service = Channel[Message](ours, Message)
-        before = open_descriptors()
-        for _ in range(3):
-            socket.send_fds(theirs, [b"\xc1"], [0, 0])
-            with pytest.raises(msgspec.DecodeError):
-                await service.areceive()
-        assert open_descriptors() == before
-        service.close()
+@pytest.mark.parametrize("receive", ["receive", "receive_waiting"])
+def test_garbage_is_a_decode_error_at_the_blocking_end(
+    raw: tuple[Channel[Message], socket.socket], receive: str
+) -> None:
+    service, theirs = raw
+    theirs.send(b"not a message")
+    with pytest.raises(msgspec.DecodeError):
+        getattr(service, receive)()
 
 
-async def test_more_descriptors_than_a_message_may_carry_are_refused_and_closed() -> None:
-    ours, theirs = Channel.pair()
-    with theirs:
-        service = Channel[Message](ours, Message)
-        before = open_descriptors()
-        socket.send_fds(theirs, [msgspec.msgpack.encode(Small(1))], [0] * 9)
-        with pytest.raises(msgspec.DecodeError, match="cut short"):
+async def test_descriptors_sent_with_garbage_do_not_stay_open(raw: tuple[Channel[Message], socket.socket]) -> None:
+    service, theirs = raw
+    before = open_descriptors()
+    for _ in range(3):
+        socket.send_fds(theirs, [b"\xc1"], [0, 0])
+        with pytest.raises(msgspec.DecodeError):
             await service.areceive()
-        assert open_descriptors() == before
-        service.close()
+    assert open_descriptors() == before
 
 
-async def test_a_datagram_longer_than_any_message_is_a_decode_error() -> None:
-    ours, theirs = Channel.pair()
-    with theirs:
-        service = Channel[Message](ours, Message)
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MESSAGE_BYTES)
-        if theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 2 * MESSAGE_BYTES:
-            pytest.skip("net.core.wmem_max does not let this test send so much")
-        theirs.send(msgspec.msgpack.encode(Small(1)) + b"\0" * MESSAGE_BYTES)
-        with pytest.raises(msgspec.DecodeError, match="cut short"):
-            await service.areceive()
-        service.close()
+async def test_more_descriptors_than_a_message_may_carry_are_refused_and_closed(
+    raw: tuple[Channel[Message], socket.socket],
+) -> None:
+    service, theirs = raw
+    before = open_descriptors()
+    socket.send_fds(theirs, [msgspec.msgpack.encode(Small(1))], [0] * 9)
+    with pytest.raises(msgspec.DecodeError, match="cut short"):
+        await service.areceive()
+    assert open_descriptors() == before
+
+
+async def test_a_datagram_longer_than_any_message_is_a_decode_error(
+    raw: tuple[Channel[Message], socket.socket],
+) -> None:
+    service, theirs = raw
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MESSAGE_BYTES)
+    if theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 2 * MESSAGE_BYTES:
+        pytest.skip("net.core.wmem_max does not let this test send so much")
+    theirs.send(msgspec.msgpack.encode(Small(1)) + b"\0" * MESSAGE_BYTES)
+    with pytest.raises(msgspec.DecodeError, match="cut short"):
+        await service.areceive()
 
 
 async def test_the_end_of_the_other_side_is_channel_closed(ends: tuple[Channel[Message], Channel[Message]]) -> None:

@@ -75,7 +75,10 @@ class RateLimits:
     def refusal(self, request: Request, error: RateLimitExceeded) -> RateLimited:
         """What slowapi raised, in this service's words."""
         item, identifiers = request.state.view_rate_limit
-        return RateLimited(f"this API key may send {error.detail}; wait and send the request again", self._seconds_left(item, *identifiers))
+        return RateLimited(
+            f"this API key may send {error.detail}; wait and send the request again",
+            self._seconds_left(item, *identifiers),
+        )
 
     def _seconds_left(self, limit: RateLimitItem, *identifiers: str) -> float:
         reset, _ = self.limiter.limiter.get_window_stats(limit, *identifiers)

@@ -48,30 +48,31 @@ def router(services: Services) -> APIRouter:
         openapi_extra=_upload_documentation(),
     )
     @services.limits.transcription
-    async def transcribe(request: Request, key: ApiKey = authenticated) -> Response:  # noqa: B008  (FastAPI's way)
+    async def transcribe(request: Request, key: ApiKey = authenticated) -> Response:
         begin = time.perf_counter()
         services.check_capacity()
         # Options in the query are judged before the upload is read.
         parse_options(request.query_params.multi_items(), {})
-        async with receive(
-            request, services.uploads, file_field="file", max_bytes=services.max_upload_bytes
-        ) as upload:
+        async with receive(request, services.uploads, file_field="file", max_bytes=services.max_upload_bytes) as upload:
             options = parse_options(request.query_params.multi_items(), upload.fields)
             wanted = options.to_request(upload.path, name=upload.name, served=services.model_names, weight=key.weight)
             mark = fingerprint(upload.sha256, options.model_dump())
-            return await services.desk.serve(
-                request, key, mark, lambda: _answer(services, wanted, options, begin)
-            )
+            return await services.desk.serve(request, key, mark, lambda: _answer(services, wanted, options, begin))
 
     @routes.post(
         "/transcribe/url",
         summary="Transcribe a recording from an address",
         response_class=Response,
         responses={200: _ANSWER, **documented(*_PROBLEMS)},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": UrlOptions.model_json_schema()}}}},
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": UrlOptions.model_json_schema()}},
+            }
+        },
     )
     @services.limits.transcription
-    async def transcribe_url(request: Request, key: ApiKey = authenticated) -> Response:  # noqa: B008
+    async def transcribe_url(request: Request, key: ApiKey = authenticated) -> Response:
         begin = time.perf_counter()
         services.check_capacity()
         if request.query_params:
@@ -184,7 +185,11 @@ _ANSWER: Final[dict[str, Any]] = {
     "description": "The transcript, in the format asked for",
     "content": {
         "application/json": {"schema": _TRANSCRIPT},
-        **{kind.partition(";")[0]: {"schema": {"type": "string"}} for name, kind in MEDIA_TYPES.items() if name is not Format.JSON},
+        **{
+            kind.partition(";")[0]: {"schema": {"type": "string"}}
+            for name, kind in MEDIA_TYPES.items()
+            if name is not Format.JSON
+        },
     },
 }
 
@@ -195,7 +200,13 @@ def _upload_documentation() -> dict[str, Any]:
     properties = {name: _inlined(value, definitions) for name, value in schema["properties"].items()}
     return {
         "parameters": [
-            {"name": name, "in": "query", "required": False, "description": value.get("description", ""), "schema": value}
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "description": value.get("description", ""),
+                "schema": value,
+            }
             for name, value in properties.items()
         ],
         "requestBody": {
@@ -223,5 +234,3 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
         target = _inlined(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
         return {**target, **{name: value for name, value in schema.items() if name != "$ref"}}
     return {name: _inlined(value, definitions) for name, value in schema.items()}
-
-

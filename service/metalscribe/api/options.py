@@ -78,7 +78,9 @@ class NativeOptions(BaseModel):
             InvalidParameter: a value that the service does not know or cannot do.
         """
         if self.model is not None and self.model not in served:
-            raise InvalidParameter(f"model={self.model} is not served here; leave it out, or send {', '.join(served)}", "model")
+            raise InvalidParameter(
+                f"model={self.model} is not served here; leave it out, or send {', '.join(served)}", "model"
+            )
         if self.diarize:
             raise InvalidParameter("diarize=true: speaker diarization is not installed on this service", "diarize")
         language = None if self.language is None or self.language.lower() == "auto" else parse_language(self.language)

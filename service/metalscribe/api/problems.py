@@ -129,8 +129,12 @@ def invalid_parameter(issues: Any) -> errors.InvalidParameter:
             named.append((name, f"{name} is missing"))
         else:
             message = issue["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            named.append((name, f"{name}: {'must be ' if message != issue['msg'] and 'Input' in issue['msg'] else ''}{message}"))
-    return errors.InvalidParameter("; ".join(text for _, text in named) or "malformed request", named[0][0] if named else None)
+            named.append(
+                (name, f"{name}: {'must be ' if message != issue['msg'] and 'Input' in issue['msg'] else ''}{message}")
+            )
+    return errors.InvalidParameter(
+        "; ".join(text for _, text in named) or "malformed request", named[0][0] if named else None
+    )
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -149,12 +153,19 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         },
     }
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
     }
 
 
 def _response(
-    request: Request, status: int, code: str, title: str, detail: str, headers: Mapping[str, str], extra: Mapping[str, Any]
+    request: Request,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    headers: Mapping[str, str],
+    extra: Mapping[str, Any],
 ) -> Response:
     document = {
         "type": f"urn:metalscribe:problem:{code}",

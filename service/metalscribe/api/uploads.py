@@ -84,7 +84,9 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
                     async with asyncio.timeout(_STALL_SECONDS):
                         data = await anext(stream, None)
                 except TimeoutError:
-                    raise UploadStalled(f"nothing came for {_STALL_SECONDS:g} seconds in the middle of the upload") from None
+                    raise UploadStalled(
+                        f"nothing came for {_STALL_SECONDS:g} seconds in the middle of the upload"
+                    ) from None
                 if data is None:
                     break
                 for piece in form.feed(data):
@@ -181,7 +183,9 @@ class _Form:
         self._part.filename = None if filename is None else filename.decode("utf-8", "replace")
         if self._part.name == self._file_field:
             if self._seen_file:
-                raise InvalidParameter(f"the form has two fields {self._file_field!r}; send one file a request", self._file_field)
+                raise InvalidParameter(
+                    f"the form has two fields {self._file_field!r}; send one file a request", self._file_field
+                )
             self._seen_file = True
             self._upload.name = _harmless(self._part.filename)
 

@@ -116,7 +116,11 @@ class Desk:
                 raise ClientDisconnect
             first = work.task.result()
             # Each caller gets headers of its own: the rate limit's differ.
-            return Response(first.body, first.status_code, None, first.headers.get("content-type")) if work.callers > 1 else first
+            return (
+                Response(first.body, first.status_code, None, first.headers.get("content-type"))
+                if work.callers > 1
+                else first
+            )
         finally:
             gone.cancel()
             work.callers -= 1

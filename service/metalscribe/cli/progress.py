@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -22,22 +23,22 @@ class Bars:
     """
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        console = Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
             # What is printed must not end up in stderr's bars.
             redirect_stdout=False,
             redirect_stderr=False,
-            disable=not self._shown,
+            disable=not (sys.stderr.isatty() and console.is_interactive),
         )
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

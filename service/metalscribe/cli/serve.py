@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from types import FrameType
 from typing import Any, Final
 
 import structlog
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from metalscribe.app import create_app
@@ -36,7 +36,8 @@ def serve(host: str | None = None, port: int | None = None) -> None:
         overrides["port"] = port
     settings = load_settings(**overrides)
     configure_logging(settings.log_level)
-    failure = asyncio.run(_serve(settings), loop_factory=None) if sys.version_info >= (3, 12) else asyncio.run(_serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        failure = runner.run(_serve(settings))
     if failure is not None:
         raise failure
 

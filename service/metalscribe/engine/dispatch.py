@@ -206,7 +206,9 @@ class Dispatcher:
         if self.model.state is ModelState.FAILED:
             self._fail_all(f"the model could not be loaded: {self.model.detail}")
         elif time.monotonic() - since > self._load_timeout:
-            self._fail_all(f"the model was not ready within {self._load_timeout:g} s ({self.model.state}: {self.model.detail})")
+            self._fail_all(
+                f"the model was not ready within {self._load_timeout:g} s ({self.model.state}: {self.model.detail})"
+            )
 
     async def _send_batch(self) -> None:
         rows = self._scheduler.take(self._limit)
@@ -215,7 +217,9 @@ class Dispatcher:
         batch = next(self._ids)
         now = time.monotonic()
         seconds = sum(row.seconds for row in rows)
-        self._running[batch] = _Running({row.row.row: row for row in rows}, len(rows), now, now + self._patience(len(rows)), seconds)
+        self._running[batch] = _Running(
+            {row.row.row: row for row in rows}, len(rows), now, now + self._patience(len(rows)), seconds
+        )
         try:
             for source in {row.row.source for row in rows}:
                 await self._introduce(source)
@@ -261,12 +265,7 @@ class Dispatcher:
                     if (waiting := batch.rows.pop(row, None)) is not None:
                         self._settle(waiting, message, batch)
             case BatchDone(batch=number):
-                batch = self._running.pop(number, None)
-                if batch is not None:
-                    rate = batch.seconds / max(1e-3, time.monotonic() - batch.sent)
-                    self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
-                self.model.worked()
-                self._wake.set()
+                self._batch_done(number)
             case BatchFailed(batch=number, detail=detail, out_of_memory=out_of_memory):
                 self._batch_failed(number, detail, out_of_memory=out_of_memory)
 
@@ -275,6 +274,15 @@ class Dispatcher:
         if future is not None and not future.done():
             engine_seconds = (time.monotonic() - batch.sent) / batch.size
             future.set_result(Outcome(result, batch.sent - waiting.since, engine_seconds))
+
+    def _batch_done(self, number: int) -> None:
+        batch = self._running.pop(number, None)
+        if batch is not None:
+            rate = batch.seconds / max(1e-3, time.monotonic() - batch.sent)
+            self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
+            self._queue_again(batch, "no answer")  # rows that were cancelled, and no others
+        self.model.worked()
+        self._wake.set()
 
     def _batch_failed(self, number: int, detail: str, *, out_of_memory: bool) -> None:
         batch = self._running.pop(number, None)

@@ -86,7 +86,9 @@ class LocalEngine:
         """See :meth:`metalscribe.engine.interface.Engine.check_capacity`."""
         if self._requests >= self._options.max_queue:
             wait = min(600.0, max(1.0, self._dispatcher.seconds_to_drain()))
-            raise QueueFull(f"{self._requests} transcriptions are under way or waiting, the most allowed", retry_after=wait)
+            raise QueueFull(
+                f"{self._requests} transcriptions are under way or waiting, the most allowed", retry_after=wait
+            )
         model = self._dispatcher.model
         if self._options.reject_when_unloaded and model.state is not ModelState.READY:
             model.want()

@@ -37,7 +37,7 @@ _PREFERENCE: Final = {
 
 # Punctuation that belongs to the word after or before it (OpenAI Whisper, timing).
 _PREPENDED: Final = "\"'“¿([{-"
-_APPENDED: Final = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
+_APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
 
 _Samples = NDArray[np.float32]
 
@@ -59,7 +59,9 @@ def choose_compute_type(wanted: str, device: str) -> str:
     if wanted == "auto":
         return next(kind for kind in _PREFERENCE[device] if kind in supported)
     if wanted not in supported and wanted != "default":
-        raise ValueError(f"compute type {wanted!r} is not supported on {device}; it supports {', '.join(sorted(supported))}")
+        raise ValueError(
+            f"compute type {wanted!r} is not supported on {device}; it supports {', '.join(sorted(supported))}"
+        )
     return wanted
 
 
@@ -115,10 +117,16 @@ class SpeechModel:
         languages = self._languages(encoded, clips)
         results = self._timed(self._generate, encoded, [language for language, _ in languages], options)
         tokens = [[token for token in result.sequences_ids[0] if token < self._eot] for result in results]
-        words = self._timed(self._align, encoded, clips, languages, tokens, options.task) if options.words else [[] for _ in clips]
+        words = (
+            self._timed(self._align, encoded, clips, languages, tokens, options.task)
+            if options.words
+            else [[] for _ in clips]
+        )
         return [
             self._row(clip, language, result, text_tokens, row_words, options)
-            for clip, language, result, text_tokens, row_words in zip(clips, languages, results, tokens, words, strict=True)
+            for clip, language, result, text_tokens, row_words in zip(
+                clips, languages, results, tokens, words, strict=True
+            )
         ]
 
     def _timed(self, work: Callable[..., Any], *arguments: Any) -> Any:

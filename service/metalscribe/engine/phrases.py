@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 SECONDS_PER_STAMP: Final = 0.02
@@ -24,8 +25,8 @@ def split_by_stamps(tokens: Sequence[int], first_stamp: int, length: float) -> t
     """
     stamps = [index for index, token in enumerate(tokens) if token >= first_stamp]
     # A stamp directly after a stamp closes one phrase and opens the next.
-    cuts = [second for first, second in zip(stamps, stamps[1:], strict=False) if second == first + 1]
-    ends_between = len(tokens) >= 2 and tokens[-1] >= first_stamp > tokens[-2]  # noqa: PLR2004
+    cuts = [second for first, second in pairwise(stamps) if second == first + 1]
+    ends_between = len(tokens) >= 2 and tokens[-1] >= first_stamp > tokens[-2]
     if not cuts:
         text = [token for token in tokens if token < first_stamp]
         end = length

@@ -81,7 +81,14 @@ class Pipeline:
     """One request; iterate :meth:`run` once. Closing the iterator stops everything that was started for it."""
 
     def __init__(
-        self, request: TranscriptionRequest, *, pool: DecoderPool, dispatcher: Dispatcher, model: str, language: str | None, beam_size: int
+        self,
+        request: TranscriptionRequest,
+        *,
+        pool: DecoderPool,
+        dispatcher: Dispatcher,
+        model: str,
+        language: str | None,
+        beam_size: int,
     ) -> None:
         self._request = request
         self._pool = pool
@@ -231,7 +238,11 @@ class Pipeline:
                     yield LanguageDetected(result.language, result.language_probability)
                 segments = [] if is_silence(result) else self._stitch_window(seek, result)
                 advance = length / SAMPLE_RATE if is_silence(result) else result.advance
-                previous = () if settled.temperature > _PROMPT_RESET_TEMPERATURE else (*previous, *result.tokens)[-_PROMPT_TOKENS:]
+                previous = (
+                    ()
+                    if settled.temperature > _PROMPT_RESET_TEMPERATURE
+                    else (*previous, *result.tokens)[-_PROMPT_TOKENS:]
+                )
                 seek += max(int(advance * SAMPLE_RATE), SAMPLE_RATE // 50)
                 end = min(seek, self._feed.available)
                 done = self._timeline.span(end / SAMPLE_RATE, end / SAMPLE_RATE)[1]

@@ -10,7 +10,7 @@ from metalscribe.media.messages import Piece
 from metalscribe.media.pcm import SAMPLE_RATE
 from metalscribe.transcript import Segment, Word
 
-_SENTENCE_END: Final = (".", "!", "?", "…", "。", "！", "？", "।", "؟")  # noqa: RUF001
+_SENTENCE_END: Final = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
 _PAUSE: Final = 1.0
 _MAX_SEGMENT: Final = 20.0
 _LONGEST_WORD: Final = 2.0
@@ -89,9 +89,11 @@ def sentences(words: Sequence[Word]) -> list[list[Word]]:
 
 def _closes(group: Sequence[Word], following: Word) -> bool:
     last = group[-1]
-    if last.text.rstrip("\"'”’)»").endswith(_SENTENCE_END):  # noqa: RUF001
+    if last.text.rstrip("\"'”’)»").endswith(_SENTENCE_END):
         # Not after an abbreviation or within a number: the next word would go on in lower case or without a space.
-        return following.text[:1].isspace() and not following.text.strip()[:1].islower() or not following.text[:1].isascii()
+        return (following.text[:1].isspace() and not following.text.strip()[:1].islower()) or not following.text[
+            :1
+        ].isascii()
     return following.start - last.end >= _PAUSE or following.end - group[0].start > _MAX_SEGMENT
 
 

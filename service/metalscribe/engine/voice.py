@@ -55,9 +55,7 @@ class VoiceActivity:
         rows[:, _CONTEXT:] = padded.reshape(windows, WINDOW)
         rows[0, :_CONTEXT] = self._context
         rows[1:, :_CONTEXT] = rows[:-1, -_CONTEXT:]
-        speech, self._hidden, self._cell = self._session.run(
-            None, {"input": rows, "h": self._hidden, "c": self._cell}
-        )
+        speech, self._hidden, self._cell = self._session.run(None, {"input": rows, "h": self._hidden, "c": self._cell})
         self._context = rows[-1, -_CONTEXT:].copy()
         return np.asarray(speech, np.float32).reshape(-1)
 
@@ -131,7 +129,7 @@ class SpeechRegions:
                 self._resume = now
         if now - self._start > self._max_speech:
             final += self._cut(now)
-        if self._start is not None and probability < self._options.release:
+        if probability < self._options.release:
             self._listen_to_silence(now)
         return final
 
@@ -173,6 +171,8 @@ class SpeechRegions:
         return self._begin(resume) if resume is not None else []
 
     def _listen_to_silence(self, now: int) -> None:
+        if self._start is None:  # the stretch was cut a moment ago
+            return
         if self._quiet_since is None:
             self._quiet_since = now
         quiet = now - self._quiet_since

@@ -78,9 +78,7 @@ class Worker:
         except (RuntimeError, ValueError, OSError) as error:
             self._send(LoadFailed(str(error), _is_out_of_memory(error)))
             return None
-        self._send(
-            Loaded(model.device, model.compute_type, loaded - begin, time.perf_counter() - loaded)
-        )
+        self._send(Loaded(model.device, model.compute_type, loaded - begin, time.perf_counter() - loaded))
         return model
 
     def _decode(self, model: SpeechModel, batch: Batch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pynvml  # type: ignore[import-untyped]  # the binding ships no types
+import pynvml  # the binding ships no types
 
 from metalscribe.gpu.faults import DRIVER_FAULTS, GPU_FAULTS, UNANSWERED
 from metalscribe.gpu.health import GpuHealth, GpuProcess, MigInstance

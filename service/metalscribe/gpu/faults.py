@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pynvml  # type: ignore[import-untyped]  # the binding ships no types
+import pynvml  # the binding ships no types
 
 from metalscribe.gpu.health import GpuProblem, ProblemCode
 

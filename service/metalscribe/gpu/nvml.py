@@ -19,7 +19,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import pynvml  # type: ignore[import-untyped]  # the binding ships no types
+import pynvml  # the binding ships no types
 
 from metalscribe.gpu.device import Memory, Questions, read_gpu, read_memory
 from metalscribe.gpu.faults import DRIVER_FAULTS, NO_GPU, driver_problem, gpu_problem

@@ -344,5 +344,12 @@ def _epitaph(status: int) -> str:
 
 def _environment() -> dict[str, str]:
     """What the sandbox may know: where Python is, and that numeric libraries shall start no threads. No secrets."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TZ") if name in os.environ}
-    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH", "VIRTUAL_ENV", "TZ") if name in os.environ
+    }
+    return kept | {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }

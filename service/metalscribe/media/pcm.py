@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import av
 import av.audio.stream
@@ -222,7 +222,7 @@ class _Downmix:
                 yield _mono(resampled.to_ndarray())
 
 
-def _mono(planes: NDArray[np.float32]) -> _Samples:
+def _mono(planes: NDArray[Any]) -> _Samples:
     """float32[channels, n] to float32[n], finite and within −1 … 1."""
     finite = np.nan_to_num(planes, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32, copy=False)
     if finite.shape[0] == 1:

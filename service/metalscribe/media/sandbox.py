@@ -27,6 +27,7 @@ import sys
 import wave
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
@@ -143,7 +144,9 @@ def _decode(order: Decode, channel: Channel[Release], file: BinaryIO, stage: Sta
         for block in recording.blocks():
             samples += block.size
             if samples > limit:
-                raise UploadTooLarge(f"the recording is longer than the {order.limits.audio_seconds / 3600:g} hours allowed")  # noqa: TRY301
+                raise UploadTooLarge(
+                    f"the recording is longer than the {order.limits.audio_seconds / 3600:g} hours allowed"
+                )
             stage.feed(block)
             if samples - told >= _SIGN_OF_LIFE:
                 channel.send(Decoded(samples))
@@ -158,8 +161,7 @@ def _decode(order: Decode, channel: Channel[Release], file: BinaryIO, stage: Sta
 
 def _confine(limits: Limits) -> None:
     """Shut this process in; from here on it has what it holds and nothing else."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        present = int(statm.read().split()[0]) * resource.getpagesize()
+    present = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     space = present + limits.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     # SIGXCPU at the soft limit names the cause in the exit status; the hard limit catches what ignores it.
@@ -179,9 +181,9 @@ def _become_decoder(order: Decode, descriptors: list[int], factory: StageFactory
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.set_wakeup_fd(-1)
         keep = set(descriptors)
-        for name in os.listdir("/proc/self/fd"):
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  (names, not paths)
             descriptor = int(name)
-            if descriptor > 2 and descriptor not in keep:  # noqa: PLR2004
+            if descriptor > 2 and descriptor not in keep:
                 try:
                     os.close(descriptor)
                 except OSError:
@@ -189,7 +191,7 @@ def _become_decoder(order: Decode, descriptors: list[int], factory: StageFactory
         # What needs a descriptor of its own (the ring's mapping, a stage's model file) comes before the doors close.
         stage = factory(order.options, _RingOutput(channel, descriptors[2], order.capacity))
         _confine(order.limits)
-        with open(descriptors[1], "rb", buffering=0) as file:
+        with os.fdopen(descriptors[1], "rb", buffering=0) as file:
             _decode(order, channel, file, stage)
         status = 0
     except ChannelClosed:

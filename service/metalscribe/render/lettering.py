@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001  (look-alikes of ASCII punctuation are what the tables below are about)
 """What a line of text is made of: which characters may stand in it, how wide they are, where it may break."""
 
 from __future__ import annotations

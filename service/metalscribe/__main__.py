@@ -1,0 +1,5 @@
+"""``python -m metalscribe`` is ``metalscribe``."""
+
+from metalscribe.cli import main
+
+main()
