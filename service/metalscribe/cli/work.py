@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Failure:
 
 async def in_order(
     requests: Sequence[TranscriptionRequest], transcribe: Transcribe, *, at_once: int, bars: Bars
-) -> AsyncIterator[Answer | Failure]:
+) -> AsyncGenerator[Answer | Failure]:
     """Transcribe several recordings at a time and hand the outcomes on in the order of the requests.
 
     Closing the iterator cancels what is under way.

@@ -1,0 +1,299 @@
+"""What ``metalscribe doctor`` tries out: the libraries, the device, the decoders' sandbox and a real transcription.
+
+The model's runtime is asked in processes of its own: this one must never load it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes.util
+import json
+import math
+import os
+import platform
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from metalscribe.channel import Channel
+from metalscribe.cli.findings import Finding, Status
+from metalscribe.engine.cuda import cublas_directory
+from metalscribe.engine.interface import ModelState
+from metalscribe.errors import ModelUnavailable
+from metalscribe.gpu.health import GpuHealth, GpuReport, ProblemCode, visible
+from metalscribe.gpu.nvml import Nvml
+from metalscribe.media.decode import DecoderPool
+from metalscribe.media.messages import Confinement, Ended
+from metalscribe.settings import PREFIX, Device, Settings, WhenUnloaded
+from metalscribe.transcript import Done, Transcript, TranscriptionRequest
+
+SAMPLE: Final = Path(__file__).parents[1] / "samples" / "sample.flac"
+"""A few seconds of speech that come with the package."""
+
+_GIB: Final = 1024**3
+_IMPORT_SECONDS: Final = 120.0
+_DECODE_SECONDS: Final = 60.0
+_LOAD_SECONDS: Final = 120.0
+_TRANSCRIBE_SECONDS: Final = 300.0
+_SAMPLE_RATE: Final = 16_000
+_SLOWED: Final = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
+
+_LIBRARIES: Final = """
+import importlib, json
+versions = {}
+for name, module in (("ctranslate2", "ctranslate2"), ("faster-whisper", "faster_whisper"), ("PyAV", "av"),
+                     ("onnxruntime", "onnxruntime")):
+    versions[name] = importlib.import_module(module).__version__
+import av
+versions["FFmpeg"] = av.ffmpeg_version_info
+print(json.dumps(versions))
+"""
+
+_RUNTIME: Final = """
+import json, sys
+from metalscribe.engine.cuda import load_cublas
+from metalscribe.engine.model import choose_compute_type, choose_device
+load_cublas()
+device = choose_device(sys.argv[1])
+print(json.dumps({"device": device, "compute_type": choose_compute_type(sys.argv[2], device)}))
+"""
+
+
+def libraries() -> Finding:
+    """Whether the libraries that do the work can be loaded, and which they are."""
+    answer, problem = _ask(_LIBRARIES)
+    if problem:
+        return Finding(Status.FAIL, problem, "Install metalscribe again, into an environment of its own.")
+    versions = ", ".join(f"{name} {version}" for name, version in answer.items())
+    return Finding(Status.OK, f"Python {platform.python_version()}, {versions}")
+
+
+def device(settings: Settings) -> Finding:
+    """Whether the device asked for is there and well."""
+    if settings.device is Device.CPU:
+        return Finding(Status.OK, f"the CPU as METALSCRIBE_DEVICE says, {_cores()} cores")
+    with Nvml() as nvml:
+        return judge_gpus(settings.device, nvml.report(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def judge_gpus(wanted: Device, report: GpuReport, visible_devices: str | None) -> Finding:
+    """The finding for what NVML reports, where the model is to run on a GPU or on the best there is."""
+    seen = visible(report, visible_devices)
+    usable = [gpu for gpu in seen if gpu.problem is None]
+    problems = report.problems()
+    if not usable:
+        status = Status.FAIL if wanted is Device.CUDA else Status.WARN
+        instead = "" if wanted is Device.CUDA else f"; the model runs on the CPU ({_cores()} cores)"
+        if problems:
+            hint = " ".join(problem.message for problem in problems)
+            if problems[0].code is ProblemCode.NO_NVIDIA_DRIVER and wanted is Device.AUTO:
+                hint = "If the CPU is meant, METALSCRIBE_DEVICE=cpu says so. " + hint
+            return Finding(status, f"no GPU can be used ({problems[0].code}){instead}", hint)
+        return Finding(status, f"CUDA_VISIBLE_DEVICES={visible_devices} leaves no GPU{instead}", "Unset it.")
+    driver = f"driver {report.driver_version} (CUDA {report.cuda_version})"
+    detail = f"{driver}: {'; '.join(map(_described, usable))}"
+    worries = [problem.message for problem in problems]
+    for gpu in usable:
+        slowed = [reason for reason in gpu.clock_reasons or () if reason in _SLOWED]
+        if slowed:
+            worries.append(f"GPU {gpu.index} is slowed down ({', '.join(slowed)}): check its cooling and power.")
+        if gpu.ecc_uncorrected:
+            worries.append(f"GPU {gpu.index} had {gpu.ecc_uncorrected} uncorrected memory errors: read `dmesg`.")
+    return Finding(Status.WARN if worries else Status.OK, detail, " ".join(worries))
+
+
+def cublas(settings: Settings) -> Finding:
+    """Whether the one CUDA library that the model needs is there, on a machine with an NVIDIA GPU."""
+    if settings.device is Device.CPU:
+        return Finding(Status.OK, "not needed on the CPU")
+    if settings.device is Device.AUTO and not _gpus():
+        return Finding(Status.OK, "not needed without a GPU")
+    if cublas_directory() is not None:
+        return Finding(Status.OK, "from the gpu extra")
+    found = ctypes.util.find_library("cublas")
+    if found is not None and found.endswith(".so.12"):
+        return Finding(Status.OK, f"the system's {found}")
+    return Finding(
+        Status.FAIL, "cuBLAS 12 is not installed", "Install the gpu extra: `pip install 'metalscribe[gpu]'`."
+    )
+
+
+def compute_type(settings: Settings) -> Finding:
+    """Whether CTranslate2 reaches the device and can compute there as asked."""
+    answer, problem = _ask(_RUNTIME, settings.device.value, settings.compute_type)
+    if problem:
+        return Finding(
+            Status.FAIL, problem, "METALSCRIBE_DEVICE and METALSCRIBE_COMPUTE_TYPE choose; auto always works."
+        )
+    found = f"{answer['compute_type']} on {answer['device']}"
+    if settings.device is Device.AUTO and answer["device"] == "cpu" and _gpus():
+        return Finding(
+            Status.WARN,
+            f"{found}: CTranslate2 finds no GPU although the driver has one",
+            "METALSCRIBE_DEVICE=cuda makes it say why; a driver older than CUDA 12 or a missing libcuda.so.1 are likely.",
+        )
+    return Finding(Status.OK, found)
+
+
+def decoder(settings: Settings) -> Finding:
+    """Whether recordings are decoded, and how well decoders are shut in."""
+    del settings
+    with tempfile.TemporaryDirectory(prefix="metalscribe-") as directory:
+        tone = Path(directory) / "tone.wav"
+        _write_tone(tone)
+        samples = asyncio.run(_decode(tone))
+    if samples != _SAMPLE_RATE:
+        return Finding(Status.FAIL, f"a second of sound was decoded to {samples} samples, not {_SAMPLE_RATE}")
+    confinement = asyncio.run(_confinement())
+    if confinement.network_namespace:
+        return Finding(Status.OK, "decodes, without a network")
+    return Finding(
+        Status.WARN,
+        f"decodes, but in the service's own network namespace ({confinement.reason})",
+        "Decoders can still open no socket. For the second wall, let the service make namespaces: user namespaces must be "
+        "allowed (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0) and its unit "
+        "or container must not forbid them (RestrictNamespaces=).",
+    )
+
+
+def transcription(settings: Settings, sample: Path = SAMPLE) -> Finding:
+    """Whether a recording comes out as words, with the service's own settings."""
+    if not sample.is_file():
+        return Finding(Status.WARN, "the sample recording is missing", "Install metalscribe again.")
+    trial = settings.model_copy(
+        update={
+            "when_unloaded": WhenUnloaded.QUEUE,
+            "load_timeout_secs": min(_LOAD_SECONDS, settings.load_timeout_secs),
+        }
+    )
+    return asyncio.run(_try_out(trial, sample))
+
+
+async def _try_out(settings: Settings, sample: Path) -> Finding:
+    from metalscribe.app import build_engine  # noqa: PLC0415  (a broken service must not spoil the other checks)
+
+    engine = build_engine(settings)
+    await engine.start()
+    try:
+        begin = time.perf_counter()
+        async with asyncio.timeout(_TRANSCRIBE_SECONDS):
+            transcript = await _transcript(engine.transcribe(TranscriptionRequest(sample, name="sample")))
+        seconds = time.perf_counter() - begin
+    except ModelUnavailable as error:
+        if engine.status.state is ModelState.WAITING_FOR_GPU:
+            return Finding(
+                Status.WARN,
+                f"the GPU's memory is taken: {engine.status.detail}",
+                "If the service holds it, that is as it should be; else `nvidia-smi` shows who does.",
+            )
+        return Finding(Status.FAIL, error.detail)
+    except TimeoutError:
+        return Finding(Status.FAIL, f"no transcript within {_TRANSCRIBE_SECONDS:g} s")
+    finally:
+        status = engine.status
+        await engine.close()
+    words = len(transcript.text.split())
+    where = f"{status.model} on {status.device} ({status.compute_type})"
+    if not words:
+        return Finding(Status.FAIL, f"{transcript.duration:.1f} s of speech gave no words with {where}")
+    return Finding(
+        Status.OK, f"{words} words from {transcript.duration:.1f} s in {seconds:.1f} s, loading included, {where}"
+    )
+
+
+async def _transcript(events: Any) -> Transcript:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Done):
+                return event.transcript
+    raise RuntimeError("the engine ended without a result")
+
+
+def _ask(program: str, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run a program that prints JSON; returns its answer, or what went wrong."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_IMPORT_SECONDS,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {}, f"the libraries did not load within {_IMPORT_SECONDS:g} s"
+    if done.returncode < 0:
+        return {}, f"loading the libraries ended with {signal.Signals(-done.returncode).name}"
+    if done.returncode > 0:
+        return {}, (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer, ""
+
+
+def _write_tone(path: Path) -> None:
+    samples = (int(8000 * math.sin(2 * math.pi * 440 * moment / _SAMPLE_RATE)) for moment in range(_SAMPLE_RATE))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(_SAMPLE_RATE)
+        file.writeframes(b"".join(struct.pack("<h", sample) for sample in samples))
+
+
+async def _decode(path: Path) -> int:
+    pool = DecoderPool()
+    samples = 0
+    try:
+        async with asyncio.timeout(_DECODE_SECONDS), pool.open(path, capacity=4 * _SAMPLE_RATE) as session:
+            async for message in session:
+                if isinstance(message, Ended):
+                    samples = message.samples
+    finally:
+        await pool.close()
+    return samples
+
+
+async def _confinement() -> Confinement:
+    """What the sandbox says first: how it is shut in."""
+    ours, theirs = Channel.pair()
+    channel: Channel[Confinement] = Channel(ours, Confinement)
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "metalscribe.media.sandbox", str(theirs.fileno())),
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+        )
+    try:
+        async with asyncio.timeout(_DECODE_SECONDS):
+            return (await channel.areceive())[0]
+    finally:
+        channel.close()
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _described(gpu: GpuHealth) -> str:
+    parts = [f"GPU {gpu.index} {gpu.name or ''}".strip()]
+    if gpu.memory_total is not None and gpu.memory_free is not None:
+        parts.append(f"{gpu.memory_free / _GIB:.1f} of {gpu.memory_total / _GIB:.1f} GiB free")
+    if gpu.temperature_celsius is not None:
+        parts.append(f"{gpu.temperature_celsius} °C")
+    return ", ".join(parts)
+
+
+def _gpus() -> tuple[GpuHealth, ...]:
+    with Nvml() as nvml:
+        return visible(nvml.report(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
