@@ -170,6 +170,19 @@ async def test_the_end_of_the_other_side_is_channel_closed(ends: tuple[Channel[M
         await service.asend(Small(2))
 
 
+async def test_what_was_sent_before_the_hang_up_arrives_though_the_other_side_left_messages_unread(
+    ends: tuple[Channel[Message], Channel[Message]],
+) -> None:
+    service, child = ends
+    child.send(Small(1))
+    child.send(Small(2))
+    await service.asend(Small(3))
+    child.close()  # the kernel answers the next read with "connection reset" instead of what is waiting
+    assert [(await service.areceive())[0], (await service.areceive())[0]] == [Small(1), Small(2)]
+    with pytest.raises(ChannelClosed):
+        await service.areceive()
+
+
 def test_the_blocking_end_learns_of_the_hang_up(ends: tuple[Channel[Message], Channel[Message]]) -> None:
     service, child = ends
     service.close()

@@ -227,9 +227,10 @@ async def test_thirty_recordings_at_once(start_pool: StartPool, noise: Callable[
     pool = await start_pool()
     paths = [noise(1.0 + number / 10) for number in range(30)]
     before = len(os.listdir("/proc/self/fd"))
-    results = await asyncio.gather(*(read_all(pool, path, capacity=2 * BLOCK) for path in paths))
-    for path, result in zip(paths, results, strict=True):
-        np.testing.assert_array_equal(result, read_directly(path))
+    async with asyncio.TaskGroup() as group:
+        reading = [group.create_task(read_all(pool, path, capacity=2 * BLOCK)) for path in paths]
+    for path, task in zip(paths, reading, strict=True):
+        np.testing.assert_array_equal(task.result(), read_directly(path))
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -380,6 +381,21 @@ async def test_closing_the_pool_ends_all_its_processes(
     await eventually(lambda: not any(process.is_running() for process in processes))
 
 
+async def test_who_waits_while_the_pool_is_closed_starts_nothing_anew(
+    start_pool: StartPool, noise: Callable[[float], Path], eventually: Eventually
+) -> None:
+    pool = await start_pool(parallel=1)
+    path = noise(0.5)
+    first = asyncio.create_task(run_stage(pool, path, "Standstill"))
+    await eventually(lambda: decoders_of(pool))
+    second = asyncio.create_task(read_all(pool, path))
+    await asyncio.sleep(0)
+    await pool.close()
+    results = await asyncio.gather(first, second, return_exceptions=True)
+    assert [type(result) for result in results] == [EngineFailed, EngineFailed]
+    assert pool._process is None
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSYS])
 async def test_a_decoder_that_crashes_is_the_recordings_fault_alone(
     start_pool: StartPool, noise: Callable[[float], Path], number: signal.Signals
@@ -492,12 +508,12 @@ async def test_a_decoder_leaves_no_descendants(
             os.kill(int(child), signal.SIGKILL)
 
 
-async def test_a_decoder_holds_three_descriptors_and_is_limited(
+async def test_a_decoder_holds_its_channel_file_and_ring_and_is_limited(
     start_pool: StartPool, noise: Callable[[float], Path]
 ) -> None:
     pool = await start_pool(limits=Limits(cpu_seconds=77))
     (account,) = await run_stage(pool, noise(1.0), "Account")
-    assert account.tolist()[:5] == [3, 0, 0, 0, 77]
+    assert account.tolist()[:5] == [4, 0, 0, 0, 77]  # the ring twice: a mapping keeps a descriptor of its own
     assert account[5] > 0
 
 

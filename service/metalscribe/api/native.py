@@ -57,19 +57,19 @@ def router(services: Services) -> APIRouter:
             options = parse_options(request.query_params.multi_items(), upload.fields)
             wanted = options.to_request(upload.path, name=upload.name, served=services.model_names, weight=key.weight)
             mark = fingerprint(upload.sha256, options.model_dump())
-            return await services.desk.serve(request, key, mark, lambda: _answer(services, wanted, options, begin))
+
+            async def answer() -> Response:
+                with upload.hand_over():
+                    return await _answer(services, wanted, options, begin)
+
+            return await services.desk.serve(request, key, mark, answer)
 
     @routes.post(
         "/transcribe/url",
         summary="Transcribe a recording from an address",
         response_class=Response,
         responses={200: _ANSWER, **documented(*_PROBLEMS)},
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": UrlOptions.model_json_schema()}},
-            }
-        },
+        openapi_extra=_url_documentation(),
     )
     @services.limits.transcription
     async def transcribe_url(request: Request, key: ApiKey = authenticated) -> Response:
@@ -194,34 +194,48 @@ _ANSWER: Final[dict[str, Any]] = {
 }
 
 
+_IDEMPOTENCY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Makes a retry safe: it attaches to the running work, or gets the first answer again.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
+
+
 def _upload_documentation() -> dict[str, Any]:
-    schema = NativeOptions.model_json_schema(ref_template="#/components/schemas/{model}")
-    definitions = schema.pop("$defs", {})
-    properties = {name: _inlined(value, definitions) for name, value in schema["properties"].items()}
+    options = _properties(NativeOptions)
+    form = {"file": {"type": "string", "format": "binary", "description": "Audio or video"}, **options}
+    schema = {"type": "object", "required": ["file"], "properties": form, "additionalProperties": False}
     return {
         "parameters": [
-            {
-                "name": name,
-                "in": "query",
-                "required": False,
-                "description": value.get("description", ""),
-                "schema": value,
-            }
-            for name, value in properties.items()
+            _IDEMPOTENCY,
+            *(
+                {"name": name, "in": "query", "description": option.pop("description", ""), "schema": option}
+                for name, option in _properties(NativeOptions).items()
+            ),
         ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["file"],
-                        "properties": {"file": {"type": "string", "format": "binary"}, **properties},
-                    }
-                }
-            },
-        },
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}},
     }
+
+
+def _url_documentation() -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "required": ["url"],
+        "properties": _properties(UrlOptions),
+        "additionalProperties": False,
+    }
+    return {
+        "parameters": [_IDEMPOTENCY],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+    }
+
+
+def _properties(model: type[NativeOptions]) -> dict[str, dict[str, Any]]:
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    return {name: _inlined(value, definitions) for name, value in schema["properties"].items()}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

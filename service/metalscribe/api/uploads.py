@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,7 @@ class Upload:
         size: bytes.
         sha256: hexadecimal digest of the file.
         fields: the other fields; a name that came several times has several values.
+        handed_over: whoever called :meth:`hand_over` removes the file.
     """
 
     path: Path
@@ -42,6 +43,16 @@ class Upload:
     size: int = 0
     sha256: str = ""
     fields: dict[str, list[str]] = field(default_factory=dict)
+    handed_over: bool = False
+
+    @contextmanager
+    def hand_over(self) -> Iterator[None]:
+        """Keep the file for as long as this block runs, also after its request has ended."""
+        self.handed_over = True
+        try:
+            yield
+        finally:
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass(slots=True)
@@ -75,6 +86,7 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
     if declared.isascii() and declared.isdigit() and int(declared) > max_bytes + _FIELDS * _FIELD_BYTES:
         raise _too_large(max_bytes)
     path = directory / uuid.uuid4().hex
+    upload = None
     try:
         async with NewFile(path) as file:
             form = _Form(boundary, file_field, max_bytes, Upload(path, "audio"))
@@ -94,9 +106,9 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
             upload = form.finish()
         yield upload
     finally:
-        # NewFile removes what is incomplete; this is the end of a complete one.
-        with suppress(FileNotFoundError):
-            path.unlink()
+        # NewFile has removed what is incomplete; this is the end of a complete file that nobody took over.
+        if upload is None or not upload.handed_over:
+            path.unlink(missing_ok=True)
 
 
 class _Form:

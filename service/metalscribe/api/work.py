@@ -95,17 +95,24 @@ class Desk:
             except MetalscribeError as error:
                 response = problems.problem(error, request)
             if response.status_code in _REPEATABLE:
-                await self._answers.put(
-                    *name,
-                    fingerprint=mark,
-                    status=response.status_code,
-                    media_type=response.media_type or response.headers.get("content-type"),
-                    headers={},
-                    body=bytes(response.body),
-                )
+                await self._keep(name, mark, response)
             return response
         finally:
             self._running.pop(name, None)
+
+    async def _keep(self, name: tuple[str, str], mark: str, response: Response) -> None:
+        try:
+            await self._answers.put(
+                *name,
+                fingerprint=mark,
+                status=response.status_code,
+                media_type=response.headers.get("content-type"),
+                headers={},
+                body=bytes(response.body),
+            )
+        except MetalscribeError as error:
+            # The caller gets its answer all the same; only a retry would cost the work again.
+            _log.error("answer not kept for retries", code=error.code, detail=error.detail)
 
     async def _wait(self, request: Request, work: _Work) -> Response:
         work.callers += 1

@@ -6,6 +6,7 @@ meaning for these three), 130 interrupted. What was asked for goes to stdout, ev
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     name="metalscribe",
     help="A private, API-keyed speech-to-text service on your own GPU.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain text that can be searched, and brackets that stay
     # A traceback is for bugs alone, and then whole and without the values of variables, which may be secrets.
     pretty_exceptions_enable=False,
 )
@@ -47,8 +49,19 @@ def serve(
     run(host, port)
 
 
+@app.command()
+def demo() -> None:
+    """Run the whole service once, and show how to go on."""
+    from metalscribe.cli.demo import demo as run  # noqa: PLC0415
+
+    run()
+
+
 def main() -> None:
     """Run the command line and exit; an expected failure is one line on stderr."""
+    # ONNX Runtime, which finds the speech, otherwise reports to its maker about the models it loads (its Privacy.md). Set
+    # here, before anything loads it, and for every process that this one starts.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         app()
     except MetalscribeError as error:

@@ -1,4 +1,4 @@
-"""What ``metalscribe doctor`` looks at: settings, files, database, keys, model, and whether the service answers."""
+"""What ``metalscribe doctor`` looks at: settings, files, database, keys, model, and the service itself."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def service(settings: Settings) -> Finding:
     except httpx.HTTPError as error:
         return Finding(
             Status.FAIL,
-            f"something listens at {url} but does not answer: {error or type(error).__name__}",
+            f"something listens at {url} but does not answer: {str(error) or type(error).__name__}",
             "`journalctl -u metalscribe` tells more; is something else on that port?",
         )
     if not alive.is_success:

@@ -35,12 +35,12 @@ _CHECKS: Final = (
     ("database", "checks"),
     ("api_keys", "checks"),
     ("model", "checks"),
-    ("device", "runtime"),
-    ("cublas", "runtime"),
-    ("compute_type", "runtime"),
-    ("decoder", "runtime"),
+    ("device", "devices"),
+    ("cublas", "devices"),
+    ("compute_type", "devices"),
+    ("decoder", "trial"),
     ("service", "checks"),
-    ("transcription", "runtime"),
+    ("transcription", "trial"),
 )
 
 
@@ -59,9 +59,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out the real transcription.")] = False,
 ) -> None:
-    """Check everything that the service needs, down to a real transcription.
+    """Check everything that the service needs.
 
-    The exit status is 0 if all is well, 1 if there are warnings, 2 if something has to be mended.
+    That goes down to a real transcription of a recording that comes along. The exit status is 0 if all is well, 1 if
+    there are warnings, 2 if something has to be mended.
     """
     done: list[Check] = []
     for check in examine(quick=quick):
@@ -78,7 +79,7 @@ def examine(*, quick: bool) -> Iterator[Check]:
     """Carry the checks out, one after another; one that breaks is a failure like any other."""
     read: list[Settings] = []
     yield _carried_out("settings", lambda: _settings(read))
-    yield _carried_out("libraries", lambda: _look("runtime", "libraries"))
+    yield _carried_out("libraries", lambda: _look("devices", "libraries"))
     for settings in read:  # without them there is nothing that the others could go by
         for name, module in _CHECKS:
             if not (quick and name == "transcription"):

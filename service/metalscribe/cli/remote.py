@@ -199,6 +199,9 @@ def _refusal(address: httpx.URL, response: httpx.Response) -> MetalscribeError:
         detail = f"{_place(address)} answered {response.status_code} {printable(response.reason_phrase)}"
     if kind is Unauthenticated:
         detail += "; put a key into METALSCRIBE_API_KEY"
+    wait = _retry_after(response)
+    if wait:
+        detail += f"; try again in {wait:.0f} s"
     request_id = problem.get("request_id")
     if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and request_id:
         detail += f" (request {printable(str(request_id))})"

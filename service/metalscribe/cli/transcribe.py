@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from metalscribe.cli.work import Transcribe
 
 _LOCAL_AT_ONCE: Final = 16
-"""As many recordings as fill a batch on a GPU; each takes some 60 MB while it is under way."""
+"""As many recordings as fill a batch on a GPU; each takes up to 60 MB while it is under way."""
 _REMOTE_AT_ONCE: Final = 4
 
 _Connect = Callable[["Bars"], AbstractAsyncContextManager["Transcribe"]]
@@ -32,7 +32,9 @@ _Connect = Callable[["Bars"], AbstractAsyncContextManager["Transcribe"]]
 
 
 def transcribe(
-    files: Annotated[list[str], typer.Argument(help="Recordings, audio or video; - reads one from stdin.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Recordings, audio or video; - reads one from stdin.")
+    ],
     *,
     document: Annotated[Format, typer.Option("--format", "-f", help="What to write.")] = Format.TEXT,
     output_dir: Annotated[

@@ -27,13 +27,15 @@ from metalscribe.engine.messages import (
     RowDone,
 )
 from metalscribe.engine.scheduler import Scheduler, Ticket, WaitingRow
-from metalscribe.errors import EngineFailed, ModelUnavailable
+from metalscribe.errors import EngineFailed, ModelUnavailable, ShuttingDown, TryLater
 from metalscribe.media.pcm import SAMPLE_RATE
 
 _MAX_ATTEMPTS: Final = 2
 _BATCH_SIZES: Final = {"cpu": 8, "cuda": 16}
 _DEPTH: Final = {"cpu": 1, "cuda": 2}
 """Batches inside the process: on a GPU the next one's features are made while this one runs."""
+
+_CLOSING: Final = "the service is shutting down; send the request again in a moment"
 
 _log = structlog.get_logger(__name__)
 
@@ -84,6 +86,7 @@ class Dispatcher:
         self._sources: dict[int, _Source] = {}
         self._wake = asyncio.Event()
         self._rate = 0.0
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
         self.sessions = 0
         self.model = ModelProcess(
@@ -120,11 +123,12 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Fail what waits and end the process."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
         await self.model.unload()
-        self._fail_all("the service is shutting down")
+        self._fail_all(ShuttingDown(_CLOSING, retry_after=10.0))
         for source in list(self._sources):
             self._forget_source(source)
 
@@ -149,8 +153,11 @@ class Dispatcher:
 
         Raises:
             ModelUnavailable: the model cannot be loaded.
+            ShuttingDown: the dispatcher is closed.
             EngineFailed: the model's process died or failed on this row twice.
         """
+        if self._closed:
+            raise ShuttingDown(_CLOSING)
         row = Row(next(self._ids), source, start, length, language)
         waiting = WaitingRow(row, options, ticket, length / SAMPLE_RATE, time.monotonic())
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -204,11 +211,14 @@ class Dispatcher:
     def _wait_for_model(self, since: float) -> None:
         self.model.want()
         if self.model.state is ModelState.FAILED:
-            self._fail_all(f"the model could not be loaded: {self.model.detail}")
+            reason = f"the model could not be loaded: {self.model.detail}"
         elif time.monotonic() - since > self._load_timeout:
-            self._fail_all(
+            reason = (
                 f"the model was not ready within {self._load_timeout:g} s ({self.model.state}: {self.model.detail})"
             )
+        else:
+            return
+        self._fail_all(ModelUnavailable(reason, retry_after=30.0))
 
     async def _send_batch(self) -> None:
         rows = self._scheduler.take(self._limit)
@@ -313,10 +323,10 @@ class Dispatcher:
             elif waiting.row.row in self._futures:
                 self._scheduler.add(waiting)
 
-    def _fail_all(self, reason: str) -> None:
+    def _fail_all(self, error: TryLater) -> None:
         self._scheduler.drain()
         for row in list(self._futures):
-            self._fail(row, ModelUnavailable(reason, retry_after=30.0))
+            self._fail(row, error)
 
     def _fail(self, row: int, error: Exception) -> None:
         future = self._futures.get(row)

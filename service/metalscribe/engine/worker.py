@@ -6,6 +6,7 @@ to give all of a GPU's memory back.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import queue
@@ -38,6 +39,7 @@ from metalscribe.engine.messages import (
 from metalscribe.engine.model import Clip, SpeechModel
 
 HEARTBEAT_SECONDS: Final = 1.0
+_PAUSE_SECONDS: Final = 1.0
 _REMEMBERED: Final = 10_000
 
 _Samples = NDArray[np.float32]
@@ -64,7 +66,13 @@ class Worker:
             return
         threading.Thread(target=self._listen, daemon=True, name="listen").start()
         while True:
-            self._decode(model, self._batches.get())
+            try:
+                batch = self._batches.get(timeout=_PAUSE_SECONDS)
+            except queue.Empty:
+                # The C library keeps what batches have used, some 30 MB a row; in a pause the machine gets it back.
+                _return_memory()
+                batch = self._batches.get()
+            self._decode(model, batch)
 
     def _load(self, order: Load) -> SpeechModel | None:
         begin = time.perf_counter()
@@ -143,6 +151,12 @@ class Worker:
                 self._channel.send(message)
         except ChannelClosed:
             os._exit(0)
+
+
+def _return_memory() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other C libraries need no telling
+    if trim is not None:
+        trim(0)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

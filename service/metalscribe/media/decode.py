@@ -26,6 +26,7 @@ from metalscribe.errors import (
     EngineFailed,
     MetalscribeError,
     NoAudioTrack,
+    ShuttingDown,
     UndecodableMedia,
     UnsupportedMedia,
     UploadTooLarge,
@@ -152,6 +153,7 @@ class DecoderPool:
         self._tickets = itertools.count(1)
         self._decoders: dict[int, _Decoder] = {}
         self._starting = asyncio.Lock()
+        self._closed = False
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel[SandboxMessage] | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -176,6 +178,7 @@ class DecoderPool:
 
     async def close(self) -> None:
         """Kill the sandbox and with it every decoder."""
+        self._closed = True
         async with self._starting:
             await self._stop()
 
@@ -215,6 +218,8 @@ class DecoderPool:
             try:
                 yield session
             except (ChannelClosed, msgspec.DecodeError):
+                if self._closed:
+                    raise ShuttingDown("the service is shutting down; send the request again in a moment") from None
                 raise UndecodableMedia(_epitaph(await _exit_status(decoder))) from None
             except TimeoutError:
                 raise UndecodableMedia(

@@ -66,6 +66,7 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        """Connect to a checked address of ``host``; raises AddressRefused where there is none."""
         failure: Exception = NameNotResolved("no address")
         for address in (await self._permitted(host, port))[:MAX_ADDRESSES]:
             try:
@@ -112,6 +113,7 @@ class BoundedStream(httpcore.AsyncNetworkStream):
         self._left = None
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  (httpcore's)
+        """Read at most ``max_bytes``; raises RemoteProtocolError when a head has no end."""
         if self._left is None:
             return await self._stream.read(max_bytes, timeout)
         data = await self._stream.read(min(max_bytes, _HEAD_READ), timeout)
@@ -121,9 +123,11 @@ class BoundedStream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109  (httpcore's)
+        """Write all of ``buffer``."""
         await self._stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
+        """Close the connection."""
         await self._stream.aclose()
 
     async def start_tls(
@@ -132,9 +136,11 @@ class BoundedStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  (httpcore's)
     ) -> httpcore.AsyncNetworkStream:
+        """The same bounds, beneath TLS."""
         return BoundedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:
+        """What the connection knows about itself."""
         return self._stream.get_extra_info(info)
 
 

@@ -1,0 +1,67 @@
+"""The running service and the recordings that the API's tests share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import pytest
+
+from .harness import SAMPLE, Service, Start, running, wav
+
+
+@pytest.fixture(scope="session")
+def service(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service most tests share; nothing may be left of a test in it."""
+    with running(tmp_path_factory.mktemp("service") / "state", IDLE_TIMEOUT_SECS=0) as made:
+        yield made
+
+
+@pytest.fixture
+def start(demo_model: Path, tmp_path: Path) -> Iterator[Start]:
+    """Start a service with settings of the test's own; again in the same state directory, if called twice."""
+    with_settings: list[Any] = []
+
+    def begin(**settings: object) -> Service:
+        context = running(tmp_path / "state", **settings)
+        with_settings.append(context)
+        made: Service = context.__enter__()
+        return made
+
+    yield begin
+    for context in reversed(with_settings):
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(service: Service) -> httpx.Client:
+    return service.client()
+
+
+@pytest.fixture(scope="session")
+def sample() -> bytes:
+    """The packaged recording, 14.7 s of FLAC."""
+    return SAMPLE.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def sample_text() -> str:
+    return (files("metalscribe") / "samples" / "sample.txt").read_text().strip()
+
+
+@pytest.fixture(scope="session")
+def long_wav(sample: bytes) -> bytes:
+    """Twenty minutes of the sample over and over, 16 kHz mono."""
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
+    with av.open(io.BytesIO(sample), "r") as container:
+        pieces = [
+            piece.to_ndarray().ravel() for frame in container.decode(audio=0) for piece in resampler.resample(frame)
+        ]
+    once = np.concatenate(pieces).astype("<i2")
+    return wav(np.tile(once, int(np.ceil(20 * 60 * 16_000 / once.size))))
