@@ -95,7 +95,7 @@ def _service(settings: Settings, port: int) -> Iterator[Path]:
     """The service as a process of its own, exactly as an operator starts it; yields its log."""
     log = settings.state_dir / "demo.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
             [sys.executable, "-m", "metalscribe", "serve", "--host", "127.0.0.1", "--port", str(port)],
             stdout=output,
             stderr=output,

@@ -356,5 +356,6 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime reports to its maker otherwise
         "PYTHONDONTWRITEBYTECODE": "1",
     }
