@@ -4,7 +4,9 @@
 
 PYTHON ?= python3
 UV := .bootstrap/bin/uv
-SYNC := UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --inexact --python "$(PYTHON)"
+# The system's certificates where it has any: behind a company's proxy they are the ones that work.
+CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),--system-certs)
+SYNC := UV_PYTHON_DOWNLOADS=never $(UV) sync --frozen --inexact --python "$(PYTHON)" $(CERTS)
 RUN := .venv/bin
 
 # What `make demo` and `make serve` use unless the environment says otherwise.
