@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from .harness import KEY, Caller, Service, Start, problem, send, silence, wait_for
+from .harness import KEY, Caller, Service, Start, problem, send, silence, spawn, wait_for
 
 pytestmark = pytest.mark.model
 
@@ -104,8 +104,7 @@ def test_sigterm_lets_what_runs_finish(start: Start, long_wav: bytes) -> None:
     assert service.uploads_are_gone()
 
 
-@pytest.mark.parametrize("grace", [0, 1])
-@pytest.mark.parametrize("mode", ["fast", "accurate"])
+@pytest.mark.parametrize(("grace", "mode"), [(0, "fast"), (1, "accurate")])
 def test_sigterm_tells_those_who_cannot_finish(start: Start, long_wav: bytes, grace: int, mode: str) -> None:
     service = start(SHUTDOWN_GRACE_SECS=grace)
     callers = [Caller(service, long_wav, target=f"/transcribe?mode={mode}") for _ in range(3)]
@@ -171,8 +170,6 @@ def test_a_second_service_on_the_same_state_harms_nothing(start: Start, long_wav
 
 
 def _second(service: Service) -> int:
-    from .harness import spawn
-
     process = spawn(service.state_dir, service.log_path.with_suffix(".second"), {"PORT": service.port})
     return process.wait(30)
 

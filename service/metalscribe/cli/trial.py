@@ -90,7 +90,7 @@ async def _try_out(settings: Settings, sample: Path) -> Finding:
         status = engine.status
         await engine.close()
     words = len(transcript.text.split())
-    where = f"{status.model} on {status.device} ({status.compute_type})"
+    where = f"{status.model} on {status.device} ({status.compute_type or 'not loaded'})"
     if not words:
         return Finding(Status.FAIL, f"{transcript.duration:.1f} s of speech gave no words with {where}")
     return Finding(

@@ -221,13 +221,13 @@ class ModelProcess:
         if process is None:
             return None
         # A process that hung up by itself (a crash) is about to exit with its own status; leave it a moment to do so.
-        try:
-            async with asyncio.timeout(0.5):
-                return await process.wait()
-        except TimeoutError:
+        # Not asyncio.timeout: this also runs in a task that is being cancelled, where Python 3.11 mistakes the two.
+        waiting = asyncio.ensure_future(process.wait())
+        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+        if not done:
             with suppress(ProcessLookupError):
                 process.kill()
-            return await process.wait()
+        return await waiting
 
     def _fail(self, detail: str) -> None:
         self._failed_at = time.monotonic()

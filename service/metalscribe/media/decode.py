@@ -332,11 +332,9 @@ def _kill(process: int) -> None:
 
 
 async def _exit_status(decoder: _Decoder) -> int:
-    try:
-        async with asyncio.timeout(5.0):
-            return await asyncio.shield(decoder.exited)
-    except TimeoutError:
-        return -signal.SIGKILL
+    """How a decoder ended; it hung up, so that this is a matter of moments."""
+    done, _ = await asyncio.wait({decoder.exited}, timeout=5.0)
+    return decoder.exited.result() if done else -signal.SIGKILL
 
 
 def _epitaph(status: int) -> str:
