@@ -7,7 +7,7 @@ import importlib.util
 import struct
 import time
 import wave
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-MakeWav = Callable[..., Path]
-Eventually = Callable[..., Awaitable[None]]
+from common import DATA, Eventually, MakeWav
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_a_harmless_request_id_is_echoed(client: httpx.Client, sent: str) -> Non
 
 @pytest.mark.parametrize("sent", ["", "a b", "x" * 129, '"><script>', "a\tb", "é".encode().decode("latin-1")])
 def test_any_other_request_id_is_replaced(client: httpx.Client, sent: str) -> None:
-    made = client.get("/healthz", headers={"X-Request-ID": sent.encode("latin-1")}).headers["x-request-id"]
+    made = client.get("/healthz", headers={b"X-Request-ID": sent.encode("latin-1")}).headers["x-request-id"]
     assert made != sent
     assert len(made) == 32
 

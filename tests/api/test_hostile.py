@@ -52,7 +52,7 @@ def test_the_corpus(target: Service, data: Path, sample: bytes) -> None:
 @pytest.fixture
 def canary() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
+        listener.settimeout(0)
         yield listener
 
 

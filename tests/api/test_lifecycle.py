@@ -132,7 +132,7 @@ def test_sigterm_while_the_model_loads(start: Start, sample: bytes) -> None:
 
 def test_sigterm_twice_does_not_wait(start: Start, long_wav: bytes) -> None:
     service = start(SHUTDOWN_GRACE_SECS=300)
-    Caller(service, long_wav)
+    caller = Caller(service, long_wav)
     wait_for(lambda: service.queue()["chunks_running"], "the model to work")
     family = _family(service)
     service.process.send_signal(signal.SIGTERM)
@@ -140,17 +140,19 @@ def test_sigterm_twice_does_not_wait(start: Start, long_wav: bytes) -> None:
     service.process.send_signal(signal.SIGINT)
     service.process.wait(30)
     _gone(family)
+    caller.leave()
 
 
 def test_sigkill_leaves_no_process_behind(start: Start, long_wav: bytes) -> None:
     service = start()
-    Caller(service, long_wav)
+    caller = Caller(service, long_wav)
     wait_for(lambda: service.queue()["chunks_running"], "the model to work")
     family = _family(service)
     assert len(family) >= 3  # the sandbox, a decoder, the model
     service.process.kill()
     service.process.wait()
     _gone(family)
+    caller.leave()
     again = start()
     assert again.uploads_are_gone()
     assert send(again.client(), silence()).status_code == 200

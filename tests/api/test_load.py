@@ -44,10 +44,7 @@ def test_fifty_at_once_and_a_queue_of_two(start: Start, sample: bytes) -> None:
         if answer.status_code == 503:
             problem(answer, 503, "queue_full")
             assert 1 <= int(answer.headers["retry-after"]) <= 600
-    latencies.sort()
-    print(f"{statuses}; /healthz of {len(latencies)}: p50 {latencies[len(latencies) // 2] * 1e3:.1f} ms, "
-          f"p99 {latencies[int(len(latencies) * 0.99)] * 1e3:.1f} ms, worst {latencies[-1] * 1e3:.1f} ms")  # fmt: skip
-    assert latencies[-1] < 10  # far beyond what is good: a bound for a hang, not for speed
+    assert max(latencies) < 10  # far beyond what is good: a bound for a hang, not for speed
     assert service.idle()
     wait_for(service.uploads_are_gone, "the uploads to be removed")
     assert send(service.client(), sample).status_code == 200

@@ -25,7 +25,7 @@ def refused(demo_model: Path, tmp_path: Path) -> Refused:
             [*COMMAND, "serve"],
             env=environment(tmp_path / "state", settings),
             capture_output=True,
-            timeout=60,
+            timeout=30,
             check=False,
             cwd=tmp_path,
         )

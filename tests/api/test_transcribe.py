@@ -196,8 +196,9 @@ def _two_tracks(path: Path, sample: bytes) -> None:
 )
 @pytest.mark.parametrize("place", ["params", "data"])
 def test_wrong_parameters_are_named(client: httpx.Client, sample: bytes, name: str, value: str, place: Any) -> None:
+    given: dict[str, Any] = {place: {name: value}}
     document = problem(
-        client.post("/transcribe", files={"file": ("sample.flac", sample)}, **{place: {name: value}}),
+        client.request("POST", "/transcribe", files={"file": ("sample.flac", sample)}, **given),
         400,
         "invalid_parameter",
     )

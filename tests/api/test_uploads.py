@@ -91,7 +91,7 @@ def test_not_this_form(service: Service, content_type: str | None) -> None:
         FILE + FILE + END,
         FILE + field("prompt", b"p" * 70_000) + END,
         b"".join(field(f"f{number}") for number in range(1000)) + FILE + END,
-        b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"" + b"n" * 2**20 + b'"\r\n\r\nx\r\n' + END,
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="' + b"n" * 2**20 + b'"\r\n\r\nx\r\n' + END,
         b"--x\r\n" + b"".join(b"A-%d: b\r\n" % number for number in range(5000)) + b"\r\nx\r\n" + END,
         FILE.replace(b'name="file"', b'name="file\xff"') + END,
         FILE + field("vad", b"\xff\xfe") + END,

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import jiwer
+import numpy as np
 import pytest
 from faster_whisper import WhisperModel
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from common import MakeWav
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
 from metalscribe.engine.weights import describe
-from metalscribe.transcript import Done, TranscriptionRequest
-from whisper_normalizer.english import EnglishTextNormalizer
+from metalscribe.media.pcm import SAMPLE_RATE, Recording
+from metalscribe.transcript import Done, Mode, TranscriptionRequest
 
 pytestmark = [pytest.mark.model, pytest.mark.speech]
 
@@ -51,3 +56,37 @@ async def test_no_more_errors_than_the_reference(data: Path, demo_model: Path) -
     ours_wer, theirs_wer = (jiwer.wer(references, [normalize(text) for text in texts]) for texts in (ours, theirs))
     assert ours_wer <= theirs_wer, f"word error rate {ours_wer:.2%} against the reference's {theirs_wer:.2%}"
     assert ours_wer < 0.25
+
+
+async def test_accurate_mode_makes_no_more_errors_than_the_reference_on_connected_speech(
+    data: Path, demo_model: Path, make_wav: MakeWav
+) -> None:
+    """Windows conditioned on the text before them, against faster-whisper's own sliding window."""
+    folder = data / "english/longform"
+    seconds = 180
+    with (folder / "longform_dev.flac").open("rb") as file:
+        samples = np.concatenate(list(itertools.islice(Recording(file).blocks(), seconds)))[: seconds * SAMPLE_RATE]
+    rows = [line.split("\t") for line in (folder / "longform_dev.ref.tsv").read_text().splitlines()]
+    last = max(float(row[1]) for row in rows if float(row[1]) <= seconds)
+    path = make_wav(samples[: int(last * SAMPLE_RATE)])
+    normalize = EnglishTextNormalizer()
+    reference = normalize(" ".join(row[4] for row in rows if float(row[1]) <= last))
+
+    process = ModelProcessOptions(path=demo_model, name="demo", device="cpu", compute_type=COMPUTE_TYPE)
+    engine = LocalEngine(describe(demo_model, name="demo"), EngineOptions(model=process))
+    await engine.start()
+    try:
+        request = TranscriptionRequest(path, mode=Mode.ACCURATE, vad=False, word_timestamps=True)
+        events = [event async for event in engine.transcribe(request)]
+    finally:
+        await engine.close()
+    done = events[-1]
+    assert isinstance(done, Done)
+
+    whisper = WhisperModel(str(demo_model), device="cpu", compute_type=COMPUTE_TYPE)
+    theirs = "".join(segment.text for segment in whisper.transcribe(str(path), beam_size=5, language="en")[0])
+    ours_wer, theirs_wer = (jiwer.wer(reference, normalize(text)) for text in (done.transcript.text, theirs))
+    assert ours_wer <= theirs_wer + 0.01, f"word error rate {ours_wer:.2%} against the reference's {theirs_wer:.2%}"
+
+    words = [word for segment in done.transcript.segments for word in segment.words]
+    assert all(before.end <= after.start for before, after in itertools.pairwise(words)), "words go back in time"

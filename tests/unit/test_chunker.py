@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from metalscribe.engine.chunker import CHUNK_SAMPLES, QuietCuts, SpeechChunks, stage
 from metalscribe.engine.voice import WINDOW, SpeechRegions, VoiceActivity, VoiceOptions
 from metalscribe.media.messages import Piece
 from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
-from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
 

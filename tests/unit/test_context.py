@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from metalscribe.engine.context import TEMPERATURES, best_of, is_plausible, is_silence
 from metalscribe.engine.messages import RowDone
 

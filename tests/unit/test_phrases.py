@@ -7,6 +7,7 @@ import pytest
 from faster_whisper import WhisperModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from metalscribe.engine.phrases import SECONDS_PER_STAMP, split_by_stamps
 
 FIRST = 50_363
@@ -76,7 +77,9 @@ def test_any_tokens_give_phrases_within_the_window(tokens: list[int], length: fl
 
 def test_the_window_moves_on_behind_the_last_complete_phrase() -> None:
     tokens = [stamp(0), 1, 2, stamp(4), stamp(4), 3, stamp(9), stamp(9), 4, 5]
-    assert split_by_stamps(tokens, FIRST, LENGTH) == ([(0.0, 4.0, [1, 2]), (4.0, 9.0, [3])], pytest.approx(9.0))
+    phrases, advance = split_by_stamps(tokens, FIRST, LENGTH)
+    assert phrases == [(0.0, 4.0, [1, 2]), (4.0, 9.0, [3])]
+    assert advance == pytest.approx(9.0)
 
 
 def test_a_single_stamp_at_the_end_finishes_the_window() -> None:

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from metalscribe.engine.messages import DecodeOptions, Row
 from metalscribe.engine.scheduler import Scheduler, Ticket, WaitingRow
 
@@ -66,7 +67,7 @@ STEPS = st.lists(
 def test_no_row_is_lost_or_taken_twice_and_batches_keep_the_rules(steps: list[tuple[object, ...]]) -> None:
     clock = Clock()
     make, scheduler = Rows(clock), Scheduler(clock)
-    tickets = [Ticket(weight=1.0 + number, audio_left=10.0 ** number) for number in range(5)]
+    tickets = [Ticket(weight=1.0 + number, audio_left=10.0**number) for number in range(5)]
     waiting: dict[int, WaitingRow] = {}
     for step in steps:
         match step:

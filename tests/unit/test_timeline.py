@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from metalscribe.engine.messages import AlignedWord, RowDone
 from metalscribe.engine.timeline import Timeline, place_words, segments_of, sentences
 from metalscribe.media.messages import Piece
@@ -97,7 +98,9 @@ def test_what_is_forgotten_does_not_move_what_is_kept() -> None:
 def test_a_word_that_swallowed_a_pause_gives_it_back() -> None:
     timeline = Timeline()
     timeline.append(0, [Piece(0, 30 * SAMPLE_RATE)])
-    first, second = place_words([AlignedWord(0.0, 9.0, " So", 1.0), AlignedWord(9.0, 20.0, " long", 1.0)], 0.0, timeline)
+    first, second = place_words(
+        [AlignedWord(0.0, 9.0, " So", 1.0), AlignedWord(9.0, 20.0, " long", 1.0)], 0.0, timeline
+    )
     assert (first.start, first.end) == (7.0, 9.0)
     assert (second.start, second.end) == (9.0, 11.0)
 

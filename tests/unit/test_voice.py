@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from metalscribe.engine.voice import WINDOW, SpeechRegions, VoiceActivity, VoiceOptions
 from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
-from numpy.typing import NDArray
 
 OPTIONS = VoiceOptions()
 LONGEST = 30 * SAMPLE_RATE

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from metalscribe.media.messages import Decoded, Piece, RingFull
 from numpy.typing import NDArray
+
+from metalscribe.media.messages import Decoded, Piece, RingFull
 
 Samples = NDArray[np.float32]
 
@@ -97,14 +98,14 @@ class Escape(Idle):
         attempts: list[Callable[[], object]] = [
             lambda: Path("/etc/hostname").read_text(),
             lambda: os.open("/", os.O_RDONLY),
-            lambda: socket.socket(),
-            lambda: socket.socketpair(),
+            socket.socket,
+            socket.socketpair,
             lambda: os.dup(0),
-            lambda: os.pipe(),
+            os.pipe,
             lambda: os.memfd_create("more"),
-            lambda: os.listdir("/"),
+            lambda: list(Path("/").iterdir()),
             run_a_program,
-            lambda: sorted(name for name in os.environ if name.startswith("METALSCRIBE_"))[0],
+            lambda: next(name for name in os.environ if name.startswith("METALSCRIBE_")),
             lambda: os.environ["A_SECRET_OF_SOMEBODY_ELSE"],
         ]
         results = [float(succeeds(attempt)) for attempt in attempts]
@@ -145,7 +146,7 @@ class Account(Idle):
 def succeeds(attempt: Callable[[], object]) -> bool:
     try:
         attempt()
-    except (OSError, LookupError):
+    except (OSError, LookupError, StopIteration):
         return False
     return True
 
@@ -163,7 +164,7 @@ def run_a_program() -> None:
     child = os.fork()
     if child == 0:
         try:
-            os.execv("/bin/true", ["true"])  # noqa: S606
+            os.execv("/bin/true", ["true"])
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
