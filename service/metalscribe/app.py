@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import ipaddress
-import shutil
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from metalscribe.settings import Settings, WhenUnloaded
 from metalscribe.store.database import Database
 from metalscribe.store.idempotency import IdempotencyStore
 from metalscribe.store.keys import KeyStore
+from metalscribe.store.spool import spool
 
 _log = structlog.get_logger(__name__)
 
@@ -75,10 +75,9 @@ def build_engine(settings: Settings) -> LocalEngine:
 @asynccontextmanager
 async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     """Everything that lives as long as the service does, started before it listens and closed after it stopped."""
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _empty(settings.uploads_dir)
     engine = build_engine(settings)
     async with AsyncExitStack() as stack:
+        uploads = stack.enter_context(_uploads(settings))
         database = Database(settings.sqlalchemy_url)
         await database.open()
         stack.push_async_callback(database.close)
@@ -102,13 +101,12 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
                 timeout_secs=settings.fetch_timeout_secs,
             ),
             nvml=nvml,
-            uploads=settings.uploads_dir,
+            uploads=uploads,
             max_upload_bytes=settings.max_upload_bytes,
             model_names=tuple(dict.fromkeys((engine.card.name, settings.model))),
         )
         app.state.services = services
         app.state.limits = limits
-        app.add_exception_handler(RateLimitExceeded, _rate_limited)
         app.include_router(native.router(services))
         app.include_router(health.router(services))
         stack.push_async_callback(engine.close)
@@ -116,6 +114,17 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         purge = asyncio.create_task(_purge(answers, keeping), name="purge")
         stack.callback(purge.cancel)
         yield
+
+
+@contextmanager
+def _uploads(settings: Settings) -> Iterator[Path]:
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with spool(settings.uploads_dir) as directory:
+            yield directory
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigurationError(f"METALSCRIBE_STATE_DIR={settings.state_dir} cannot be used: {reason}") from None
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -126,10 +135,12 @@ def create_app(settings: Settings) -> FastAPI:
         description="Private speech to text. Send an API key as `X-API-Key`, `Authorization: Bearer` or HTTP Basic's password.",
         lifespan=lambda app: _running(settings, app),
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name whatever host the caller put into its request
     )
     problems.install(app)
     _document_keys(app)
-    app.add_middleware(RequestLog)
+    app.add_exception_handler(RateLimitExceeded, _rate_limited)
+    app.add_middleware(RequestLog, on_error=problems.unexpected)
     return app
 
 
@@ -182,10 +193,3 @@ async def _purge(answers: IdempotencyStore, keeping: timedelta) -> None:
     while True:
         await answers.purge(keeping)
         await asyncio.sleep(3600)
-
-
-def _empty(directory: Path) -> None:
-    """Uploads of an earlier run belong to nobody."""
-    if directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(mode=0o700, parents=True)

@@ -137,14 +137,28 @@ class Channel(Generic[In]):
             self._socket.send(data)
 
     def _receive_now(self) -> tuple[In, list[int]]:
-        data, descriptors, flags, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, _DESCRIPTORS)
-        if not data:
-            raise ChannelClosed
-        if flags & socket.MSG_CTRUNC or flags & socket.MSG_TRUNC:
+        try:
+            received = self._receive_raw()
+        except ConnectionResetError:
+            # The other end left without reading all of ours. The kernel says so once, before what it had sent to us.
+            received = self._receive_raw()
+        data, descriptors, flags, _ = received
+        try:
+            if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+                raise msgspec.DecodeError("message or descriptors cut short")
+            if not data:
+                raise ChannelClosed
+            return self._decoder.decode(data), descriptors
+        except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise msgspec.DecodeError("message or descriptors cut short")
-        return self._decoder.decode(data), descriptors
+            raise
+
+    def _receive_raw(self) -> tuple[bytes, list[int], int, Any]:
+        received = socket.recv_fds(self._socket, MESSAGE_BYTES, _DESCRIPTORS)
+        for descriptor in received[1]:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003  (recv_fds forgets its flags, MSG_CMSG_CLOEXEC among them)
+        return received
 
     async def _wait_for(self, *, writable: bool) -> None:
         loop = asyncio.get_running_loop()

@@ -29,7 +29,9 @@ def configure_logging(level: str = "info", *, json: bool | None = None) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     if as_json:
-        shared.append(structlog.processors.dict_tracebacks)
+        # Without the values of variables, which structlog would add: a request's headers hold its key.
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared.append(structlog.processors.ExceptionRenderer(frames))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -40,7 +42,11 @@ def configure_logging(level: str = "info", *, json: bool | None = None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

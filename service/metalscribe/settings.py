@@ -21,6 +21,12 @@ from metalscribe.errors import ConfigurationError
 
 PREFIX = "METALSCRIBE_"
 
+COMPUTE_TYPES = (
+    *("auto", "default", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16"),
+    "float32",
+)
+"""CTranslate2's types for weights and activations, and auto; which of them work depends on the device."""
+
 
 class Device(StrEnum):
     """Where the model runs."""
@@ -52,6 +58,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
         validate_default=True,
         env_ignore_empty=True,
@@ -126,7 +133,7 @@ class Settings(BaseSettings):
     max_upload_mb: float = Field(default=2048.0, gt=0)
     """Largest upload or download, in MiB."""
 
-    max_audio_hours: float = Field(default=24.0, gt=0)
+    max_audio_hours: float = Field(default=24.0, gt=0, le=1000)
     """Longest recording, in hours."""
 
     max_queue: int = Field(default=32, ge=1)
@@ -138,7 +145,7 @@ class Settings(BaseSettings):
     fetch_timeout_secs: float = Field(default=600.0, gt=0)
     """How long fetching one URL may take in all."""
 
-    shutdown_grace_secs: float = Field(default=30.0, ge=0)
+    shutdown_grace_secs: float = Field(default=30.0, ge=0, le=86400)
     """On SIGTERM: how long running requests may finish before they are cancelled."""
 
     idempotency_hours: float = Field(default=24.0, gt=0)
@@ -165,9 +172,18 @@ class Settings(BaseSettings):
         from limits import parse_many  # noqa: PLC0415  (the vocabulary is slowapi's; loading it is its business)
 
         try:
-            parse_many(value)
+            limits = parse_many(value)
         except ValueError:
-            raise ValueError(f"{value!r} is not a rate such as 30/minute or 500/hour") from None
+            limits = []
+        if not limits or any(limit.amount < 1 for limit in limits):
+            raise ValueError(f"{value!r} is not a rate such as 30/minute or 500/hour")
+        return value
+
+    @field_validator("compute_type")
+    @classmethod
+    def _compute(cls, value: str) -> str:
+        if value not in COMPUTE_TYPES:
+            raise ValueError(f"must be one of {', '.join(COMPUTE_TYPES)}")
         return value
 
     @field_validator("log_level")
@@ -198,7 +214,7 @@ class Settings(BaseSettings):
 
     @property
     def uploads_dir(self) -> Path:
-        """Uploads and downloads in progress; emptied at start."""
+        """Recordings in progress, in a directory per process."""
         return self.state_dir / "uploads"
 
     @property

@@ -313,17 +313,17 @@ async def test_a_recording_longer_than_allowed_is_refused_while_it_is_decoded(
 
 
 async def test_a_symbolic_link_is_not_followed(
-    start_pool: StartPool, noise: Callable[[float], Path], tmp_path: Path
+    start_pool: StartPool, noise: Callable[[float], Path], tmp_path: Path, eventually: Eventually
 ) -> None:
     pool = await start_pool(parallel=1)
     link = tmp_path / "link.wav"
     link.symlink_to(noise(0.5))
-    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+    with pytest.raises(UndecodableMedia, match=os.strerror(errno.ELOOP).lower()):
         await read_all(pool, link)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UndecodableMedia, match="no such file"):
         await read_all(pool, tmp_path / "nothing.wav")
     assert (await read_all(pool, noise(0.5))).size == SAMPLE_RATE // 2
-    assert not pool._decoders, "what never started is still remembered"
+    await eventually(lambda: not pool._decoders)  # what never started is not remembered either
 
 
 # --- decoders that misbehave ------------------------------------------------------------------------------------------

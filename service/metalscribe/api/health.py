@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
 from metalscribe.engine.interface import EngineStatus, ModelState
+from metalscribe.errors import ModelUnavailable
 from metalscribe.gpu.health import GpuReport, ProblemCode
 
 _FRESH_SECONDS: Final = 5.0
@@ -50,17 +51,22 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["health"])
     watch = GpuWatch(services)
 
-    @routes.get("/healthz", summary="Liveness: the process answers")
+    @routes.api_route("/healthz", methods=["GET", "HEAD"], summary="Liveness: the process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @routes.get("/readyz", summary="Readiness: a transcription sent now will be worked on", responses=documented(503))
-    async def readyz(request: Request) -> Response:
-        del request
+    @routes.api_route(
+        "/readyz",
+        methods=["GET", "HEAD"],
+        summary="Readiness: a transcription sent now will be worked on",
+        responses=documented(503),
+    )
+    async def readyz() -> dict[str, str]:
         status = services.engine.status
         report = await watch.report() if status.device == "cuda" else None
-        ready = not services.draining and status.state not in _NOT_READY and not _gpu_lost(status, report)
-        return JSONResponse({"status": "ready" if ready else "not ready"}, status_code=200 if ready else 503)
+        if services.draining or status.state in _NOT_READY or _gpu_lost(status, report):
+            raise ModelUnavailable("not ready", retry_after=5.0)
+        return {"status": "ready"}
 
     @routes.get("/health", summary="The model and the GPU; with an API key in detail", responses=documented(401, 429))
     async def health(request: Request) -> Response:

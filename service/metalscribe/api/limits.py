@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from limits import RateLimitItem, parse_many
+from limits.errors import ConfigurationError as StorageConfigurationError
 from slowapi import Limiter
 from slowapi.errors import RateLimitExceeded
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metalscribe.errors import RateLimited
+from metalscribe.errors import ConfigurationError, RateLimited
 from metalscribe.store.identity import ApiKey
 
 _ATTEMPTS: Final = "unauthenticated"
@@ -29,15 +30,25 @@ class RateLimits:
     Args:
         default: such as ``30/minute``; also what one address may try without a valid key.
         storage: where counts are kept, a URL of the ``limits`` package.
+
+    Raises:
+        ConfigurationError: no such storage.
     """
 
     def __init__(self, default: str, storage: str = "memory://") -> None:
         self._default = default
         self._overrides: dict[str, str] = {}
+        try:
+            self.limiter = self._new_limiter(storage)
+        except (StorageConfigurationError, ImportError) as error:
+            raise ConfigurationError(f"METALSCRIBE_RATE_LIMIT_STORAGE: {error}") from None
+
+    @staticmethod
+    def _new_limiter(storage: str) -> Limiter:
         with warnings.catch_warnings():
             # slowapi would read a .env file of whatever directory this is started in; told of an empty one, it warns.
             warnings.simplefilter("ignore", UserWarning)
-            self.limiter = Limiter(
+            return Limiter(
                 key_func=_key_id,
                 headers_enabled=True,
                 # A window that slides: with fixed ones, twice the rate passes around the turn of the minute.

@@ -51,8 +51,11 @@ def router(services: Services) -> APIRouter:
     async def transcribe(request: Request, key: ApiKey = authenticated) -> Response:
         begin = time.perf_counter()
         services.check_capacity()
-        # Options in the query are judged before the upload is read.
-        parse_options(request.query_params.multi_items(), {})
+        # What the query asks for is judged before the upload is read.
+        early = parse_options(request.query_params.multi_items(), {})
+        services.engine.check_request(
+            early.to_request(services.uploads, name="", served=services.model_names, weight=1)
+        )
         async with receive(request, services.uploads, file_field="file", max_bytes=services.max_upload_bytes) as upload:
             options = parse_options(request.query_params.multi_items(), upload.fields)
             wanted = options.to_request(upload.path, name=upload.name, served=services.model_names, weight=key.weight)
@@ -80,6 +83,7 @@ def router(services: Services) -> APIRouter:
         options = validated(UrlOptions, await _json(request))
         path = services.uploads / uuid.uuid4().hex
         wanted = options.to_request(path, name="recording", served=services.model_names, weight=key.weight)
+        services.engine.check_request(wanted)
 
         async def fetch_and_answer() -> Response:
             try:

@@ -22,7 +22,7 @@ def _blank_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
-_Text = Annotated[str | None, BeforeValidator(_blank_is_none), Field(max_length=4000)]
+_Text = Annotated[Annotated[str, Field(max_length=4000)] | None, BeforeValidator(_blank_is_none)]
 
 
 class NativeOptions(BaseModel):

@@ -105,16 +105,17 @@ def install(app: FastAPI) -> None:
         del request, error
         return Response(status_code=_CLOSED_BY_CLIENT)
 
-    async def on_anything(request: Request, error: Exception) -> Response:
-        _log.exception("unexpected error", exc_info=error)
-        detail = "the service met an unexpected error; its log tells more under this request_id"
-        return _response(request, 500, "internal_error", "Internal error", detail, {}, {})
-
     app.add_exception_handler(MetalscribeError, on_error)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
-    app.add_exception_handler(Exception, on_anything)
+
+
+def unexpected(request: Request, error: Exception) -> Response:
+    """The answer to a defect of the service itself."""
+    _log.error("unexpected error", exc_info=error)
+    detail = "the service met an unexpected error; its log tells more under this request_id"
+    return _response(request, 500, "internal_error", "Internal error", detail, {}, {})
 
 
 def invalid_parameter(issues: Any) -> errors.InvalidParameter:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
 import structlog
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _ERRORS_FROM: Final = 400
+_WORTH_SWALLOWING: Final = 64 * 1024
 
 _log = structlog.get_logger("metalscribe.request")
 
@@ -29,13 +33,19 @@ def note(**facts: Any) -> None:
 
 
 class RequestLog:
-    """ASGI middleware. The caller's ``X-Request-ID`` is kept where it is harmless, else one is made.
+    """ASGI middleware around everything else.
 
-    What routes :func:`note` (key, audio seconds, …) appears in the request's line.
+    The caller's ``X-Request-ID`` is kept where it is harmless, else one is made. What routes :func:`note` (key, audio
+    seconds, …) appears in the request's line.
+
+    Args:
+        app: what to serve.
+        on_error: the answer to an exception that nothing else has caught.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_error: Callable[[Request, Exception], Response]) -> None:
         self._app = app
+        self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -50,21 +60,28 @@ class RequestLog:
         _facts.set(facts)  # one object, shared by every task that inherits this context
         begin = time.perf_counter()
         status = 499  # nothing was sent: the client left
+        unread = _unread_body(scope)
+
+        async def receive_counted() -> Message:
+            nonlocal unread
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                unread = False
+            return message
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-                headers.setdefault("Cache-Control", "no-store")
-                if status < _ERRORS_FROM and "Retry-After" in headers:
-                    del headers["Retry-After"]  # slowapi puts it on every answer
+                _mark(MutableHeaders(scope=message), request_id, status, close=unread)
             await send(message)
 
         try:
-            await self._app(scope, receive, send_marked)
+            await self._app(scope, receive_counted, send_marked)
+        except Exception as error:  # noqa: BLE001  (answered and logged, whatever it is)
+            if status != 499:
+                raise  # half an answer is out; the server must break the connection
+            await self._on_error(Request(scope), error)(scope, receive_counted, send_marked)
         finally:
             level = "debug" if scope["path"] in _QUIET and status < _ERRORS_FROM else "info"
             client = scope.get("client")
@@ -77,6 +94,27 @@ class RequestLog:
                 client=client[0] if client else None,
                 **facts,
             )
+
+
+def _mark(headers: MutableHeaders, request_id: str, status: int, *, close: bool) -> None:
+    headers["X-Request-ID"] = request_id
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers.setdefault("Cache-Control", "no-store")
+    if close:
+        headers["Connection"] = "close"  # rather than swallow a body that nobody wants
+    if status < _ERRORS_FROM and "Retry-After" in headers:
+        del headers["Retry-After"]  # slowapi puts it on every answer
+    if "X-RateLimit-Reset" in headers:
+        headers["X-RateLimit-Reset"] = headers["X-RateLimit-Reset"].partition(".")[0]  # whole seconds, as everywhere
+
+
+def _unread_body(scope: Scope) -> bool:
+    """Whether so much of a body may be coming that it is better not read to its end for nothing."""
+    headers = dict(scope["headers"])
+    if b"transfer-encoding" in headers:
+        return True
+    length = headers.get(b"content-length", b"0")
+    return not length.isdigit() or int(length) > _WORTH_SWALLOWING
 
 
 def _request_id(scope: Scope) -> str:

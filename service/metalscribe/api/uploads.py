@@ -23,6 +23,7 @@ _FIELDS: Final = 64
 _HEADER_BYTES: Final = 16 * 1024
 _STALL_SECONDS: Final = 60.0
 _NAME_LENGTH: Final = 120
+_LONGEST_BOUNDARY: Final = 70  # RFC 2046, section 5.1.1
 
 
 @dataclass(slots=True)
@@ -225,7 +226,7 @@ class _Form:
 def _boundary(request: Request, file_field: str) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type", "").encode())
     boundary = options.get(b"boundary", b"")
-    if kind.lower() != b"multipart/form-data" or not boundary:
+    if kind.lower() != b"multipart/form-data" or not 0 < len(boundary) <= _LONGEST_BOUNDARY:
         raise InvalidParameter(
             f"send the recording as multipart/form-data: curl -F '{file_field}=@recording.mp3'", file_field
         )

@@ -7,19 +7,15 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from metalscribe.api import problems
 from metalscribe.errors import IdempotencyMismatch, MetalscribeError
 from metalscribe.store.idempotency import IdempotencyStore, checked_idempotency_key
 from metalscribe.store.identity import ApiKey
-
-_REPEATABLE: Final = frozenset({200, 400, 413, 415, 422})
-"""Statuses that the same request would get again; anything else may pass next time and is not kept."""
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +40,8 @@ class Desk:
     """Where callers wait for their transcriptions.
 
     A caller who hangs up cancels the work, unless another waits for the same. An ``Idempotency-Key`` (IETF draft
-    httpapi-idempotency-key-header) attaches to the running work of that key, or gets its first answer again.
+    httpapi-idempotency-key-header) attaches to the running work of that key, or gets its first answer again. Refusals are
+    not kept: they cost nothing to repeat, and what was refused may pass next time.
     """
 
     def __init__(self, answers: IdempotencyStore) -> None:
@@ -83,19 +80,15 @@ class Desk:
             # Between the question to the store and here another caller may have begun.
             work = self._running.get(name)
         if work is None:
-            work = _Work(mark, asyncio.create_task(self._run_once(name, request, mark, answer)))
+            work = _Work(mark, asyncio.create_task(self._run_once(name, mark, answer)))
             self._running[name] = work
         _require_same(work.fingerprint, mark)
         return await self._wait(request, work)
 
-    async def _run_once(self, name: tuple[str, str], request: Request, mark: str, answer: Answer) -> Response:
+    async def _run_once(self, name: tuple[str, str], mark: str, answer: Answer) -> Response:
         try:
-            try:
-                response = await answer()
-            except MetalscribeError as error:
-                response = problems.problem(error, request)
-            if response.status_code in _REPEATABLE:
-                await self._keep(name, mark, response)
+            response = await answer()
+            await self._keep(name, mark, response)
             return response
         finally:
             self._running.pop(name, None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from types import FrameType
 from typing import Any, Final
 
 import structlog
 import uvicorn
+import uvicorn.main
 import uvloop
 from fastapi import FastAPI
 
@@ -16,6 +18,7 @@ from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.log import configure_logging
 from metalscribe.settings import Settings, load_settings
 
+_HEAD_BYTES: Final = 64 * 1024
 _LAST_WORDS_SECONDS: Final = 5
 """After the grace period, what still runs is cancelled and gets so long to be told."""
 
@@ -52,6 +55,9 @@ async def _serve(settings: Settings) -> MetalscribeError | None:
             log_config=None,
             access_log=False,
             server_header=False,
+            # httptools, uvicorn's faster parser, takes request heads of any length, before anybody has shown a key.
+            http="h11",
+            h11_max_incomplete_event_size=_HEAD_BYTES,
             proxy_headers=True,
             forwarded_allow_ips=list(settings.trusted_proxies),
             timeout_graceful_shutdown=int(settings.shutdown_grace_secs) + _LAST_WORDS_SECONDS,
@@ -62,9 +68,11 @@ async def _serve(settings: Settings) -> MetalscribeError | None:
     )
     try:
         await server.serve()
-    except SystemExit:
-        # uvicorn's answer to an address that is taken or not ours; it has logged which.
-        return app.failure or ConfigurationError(f"cannot listen on {settings.host} port {settings.port}; is it taken?")
+    except SystemExit as end:
+        if app.failure is None and end.code != uvicorn.main.STARTUP_FAILURE:
+            # uvicorn's answer to an address that is taken or not ours; it has logged which.
+            return ConfigurationError(f"cannot listen on {settings.host} port {settings.port}; is it taken?")
+        return app.failure or MetalscribeError("the service did not start; its log tells why")
     return app.failure
 
 
@@ -88,6 +96,9 @@ class _FailureKept:
             await self.app(scope, receive, send_quietly)
         except MetalscribeError as error:
             self.failure = error
+        except Exception as error:
+            _log.exception("unexpected error")
+            self.failure = MetalscribeError(f"the service met an unexpected error: {type(error).__name__}: {error}")
 
 
 class _DrainingServer(uvicorn.Server):
@@ -99,10 +110,15 @@ class _DrainingServer(uvicorn.Server):
         self._grace = grace
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; a second Ctrl-C does not wait."""
+        del frame
         services = getattr(self._app.state, "services", None)
         if services is not None and not services.draining:
             services.draining = True
             _log.info("shutting down", running=services.engine.status.requests, grace_seconds=self._grace)
             loop = asyncio.get_running_loop()
             loop.call_later(self._grace, lambda: loop.create_task(services.engine.close()))
-        super().handle_exit(sig, frame)
+        # Not uvicorn's own handler: that one raises the signal again at the end, and a service that was told to stop
+        # and did has exit status 0.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True

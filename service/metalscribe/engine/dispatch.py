@@ -120,6 +120,7 @@ class Dispatcher:
     def start(self) -> None:
         """Begin dispatching."""
         self._task = asyncio.create_task(self._dispatch(), name="dispatcher")
+        self._task.add_done_callback(self._dispatcher_ended)
 
     async def close(self) -> None:
         """Fail what waits and end the process."""
@@ -203,6 +204,16 @@ class Dispatcher:
             while len(self._scheduler) and len(self._running) < _DEPTH[self._device]:
                 await self._send_batch()
 
+    def _dispatcher_ended(self, task: asyncio.Task[None]) -> None:
+        """A defect must neither pass in silence nor leave callers waiting."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        _log.error("dispatcher failed", exc_info=error)
+        for row in list(self._futures):
+            self._fail(row, EngineFailed("the engine met an unexpected error, which the log tells"))
+        self._scheduler.drain()
+        self.start()
+
     def _until_next_check(self) -> float | None:
         if self._running:
             return max(0.1, min(batch.deadline for batch in self._running.values()) - time.monotonic())
@@ -213,6 +224,8 @@ class Dispatcher:
         if self.model.state is ModelState.FAILED:
             reason = f"the model could not be loaded: {self.model.detail}"
         elif time.monotonic() - since > self._load_timeout:
+            if self.model.state is ModelState.LOADING:
+                self.model.kill(f"loading took longer than {self._load_timeout:g} s")
             reason = (
                 f"the model was not ready within {self._load_timeout:g} s ({self.model.state}: {self.model.detail})"
             )
@@ -236,6 +249,11 @@ class Dispatcher:
             await self.model.send(Batch(batch, rows[0].options, [row.row for row in rows]))
         except ChannelClosed:
             return  # _model_changed queues the batch again
+        except ValueError as error:
+            # Too large for a message: a prompt beyond reason.
+            self._running.pop(batch, None)
+            for row in rows:
+                self._fail(row.row.row, EngineFailed(f"the request cannot be handed to the model: {error}"))
 
     async def _introduce(self, source: int) -> None:
         known = self._sources.get(source)
@@ -300,8 +318,7 @@ class Dispatcher:
             if out_of_memory and batch.size > 1:
                 self._batch_size = batch.size // 2
                 _log.warning("batch size halved", batch_size=self._batch_size, reason=detail)
-                for waiting in batch.rows.values():
-                    self._scheduler.add(waiting)
+                self._put_back(batch)
             else:
                 _log.error("batch failed", rows=batch.size, reason=detail)
                 self._queue_again(batch, detail)
@@ -311,11 +328,21 @@ class Dispatcher:
         if state is not ModelState.READY:
             # Whatever was inside a process that is gone has to be decoded by the next one.
             for batch in self._running.values():
-                self._queue_again(batch, self.model.detail or "the model was unloaded")
+                if state is ModelState.UNLOADING:
+                    self._put_back(batch)
+                else:
+                    self._queue_again(batch, self.model.detail)
             self._running.clear()
         self._wake.set()
 
+    def _put_back(self, batch: _Running) -> None:
+        """Queue rows again that are not to blame."""
+        for waiting in batch.rows.values():
+            if waiting.row.row in self._futures:
+                self._scheduler.add(waiting)
+
     def _queue_again(self, batch: _Running, reason: str) -> None:
+        """Queue rows again, one of which may be to blame."""
         for waiting in batch.rows.values():
             waiting.attempts += 1
             if waiting.attempts >= _MAX_ATTEMPTS:

@@ -70,6 +70,13 @@ class Engine(Protocol):
             ModelUnavailable: the model is not loaded and requests are not to wait for it.
         """
 
+    def check_request(self, request: TranscriptionRequest) -> None:
+        """Say no before an upload is read.
+
+        Raises:
+            InvalidParameter: the model cannot do what is asked.
+        """
+
     def transcribe(self, request: TranscriptionRequest) -> AsyncIterator[Event]:
         """Transcribe one recording; closing the iterator cancels the work.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import signal
 import sys
@@ -81,7 +82,8 @@ class ModelProcess:
         if self.state is ModelState.FAILED and time.monotonic() - self._failed_at < _RETRY_FAILED_SECONDS:
             return
         self._change(ModelState.LOADING)
-        self._life = asyncio.create_task(self._live(), name="model")
+        # A context of its own: the model outlives the request that wanted it, and its log lines shall not name that one.
+        self._life = asyncio.create_task(self._live(), name="model", context=contextvars.Context())
 
     async def send(self, message: msgspec.Struct, descriptors: Sequence[int] = ()) -> None:
         """Say something to the model.
@@ -150,7 +152,7 @@ class ModelProcess:
         ours, theirs = Channel.pair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "metalscribe.engine.worker", str(theirs.fileno())),
+                *(sys.executable, "-P", "-m", "metalscribe.engine.worker", str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,

@@ -94,6 +94,10 @@ class LocalEngine:
             model.want()
             raise ModelUnavailable(f"the model is {model.state}; it is being loaded", retry_after=_RETRY_WHILE_LOADING)
 
+    def check_request(self, request: TranscriptionRequest) -> None:
+        """See :meth:`metalscribe.engine.interface.Engine.check_request`."""
+        self._language(request)
+
     async def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[Event]:
         """See :meth:`metalscribe.engine.interface.Engine.transcribe`."""
         language = self._language(request)

@@ -123,6 +123,7 @@ class RowDone(msgspec.Struct, frozen=True, tag="row"):
     Attributes:
         tokens: of the text, without special ones.
         phrases: the text by the model's own time stamps, if they were asked for.
+        context: tokens of the complete phrases with their time stamps: what the next window is conditioned on.
         advance: seconds after which the next window should begin; the row's length where the model finished it.
         avg_logprob: mean log-probability of the tokens.
         compression_ratio: bytes of the text over bytes of its zlib compression.
@@ -139,6 +140,7 @@ class RowDone(msgspec.Struct, frozen=True, tag="row"):
     compression_ratio: float
     words: list[AlignedWord]
     phrases: list[Phrase] = []
+    context: list[int] = []
     advance: float = 0.0
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from metalscribe.engine.cuda import load_cublas
 from metalscribe.engine.messages import AlignedWord, DecodeOptions, Phrase, RowDone
-from metalscribe.engine.phrases import split_by_stamps
+from metalscribe.engine.phrases import split_by_stamps, with_stamps
 
 FRAMES: Final = 3000
 """Mel frames of Whisper's 30-second window, 10 ms each."""
@@ -180,13 +180,17 @@ class SpeechModel:
         )
 
     def _prompt(self, tokenizer: Tokenizer, options: DecodeOptions) -> list[int]:
+        """The tokens before the text: previous text and hotwords share half of the model's window, as in Whisper."""
         previous = list(options.previous)
         if not previous and options.prompt:
             previous = tokenizer.encode(" " + options.prompt.strip())
-        prompt: list[int] = self._whisper.get_prompt(
-            tokenizer, previous, without_timestamps=not options.timestamps, hotwords=options.hotwords
-        )
-        return prompt
+        room = self._whisper.max_length // 2 - 1
+        hotwords = tokenizer.encode(" " + options.hotwords.strip())[:room] if options.hotwords else []
+        if previous:
+            hotwords = hotwords[: room // 2]
+        previous = previous[-(room - len(hotwords)) :]
+        before = [tokenizer.sot_prev, *hotwords, *previous] if hotwords or previous else []
+        return [*before, *tokenizer.sot_sequence, *([] if options.timestamps else [tokenizer.no_timestamps])]
 
     def _align(
         self,
@@ -234,10 +238,12 @@ class SpeechModel:
         text = tokenizer.decode(tokens)
         sequence = result.sequences_ids[0]
         phrases: list[Phrase] = []
+        context: list[int] = []
         advance = length = clip.samples.size / _SAMPLE_RATE
         if options.timestamps:
             split, advance = split_by_stamps(sequence, tokenizer.timestamp_begin, length)
             phrases = [Phrase(start, end, tokenizer.decode(part), part) for start, end, part in split]
+            context = with_stamps(split, tokenizer.timestamp_begin)
         return RowDone(
             row=clip.row,
             text=text,
@@ -250,6 +256,7 @@ class SpeechModel:
             compression_ratio=compression_ratio(text.strip()),
             words=words,
             phrases=phrases,
+            context=context,
             advance=advance,
         )
 

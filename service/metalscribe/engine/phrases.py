@@ -48,3 +48,16 @@ def split_by_stamps(tokens: Sequence[int], first_stamp: int, length: float) -> t
         return phrases, length
     last = (tokens[begin - 1] - first_stamp) * SECONDS_PER_STAMP
     return phrases, min(last, length) if last > 0 else length
+
+
+def with_stamps(phrases: Phrases, first_stamp: int) -> list[int]:
+    """The phrases' tokens as the model wrote them, each between its two time stamps."""
+    return [
+        token
+        for start, end, text in phrases
+        for token in (
+            first_stamp + round(start / SECONDS_PER_STAMP),
+            *text,
+            first_stamp + round(end / SECONDS_PER_STAMP),
+        )
+    ]

@@ -235,13 +235,14 @@ class Pipeline:
                 result = settled.result
                 if not self._settled_language.done():
                     self._settled_language.set_result((result.language, result.language_probability))
-                    yield LanguageDetected(result.language, result.language_probability)
+                if self._tally.chunks == 1:
+                    yield LanguageDetected(*self._settled_language.result())
                 segments = [] if is_silence(result) else self._stitch_window(seek, result)
                 advance = length / SAMPLE_RATE if is_silence(result) else result.advance
                 previous = (
                     ()
                     if settled.temperature > _PROMPT_RESET_TEMPERATURE
-                    else (*previous, *result.tokens)[-_PROMPT_TOKENS:]
+                    else (*previous, *result.context)[-_PROMPT_TOKENS:]
                 )
                 seek += max(int(advance * SAMPLE_RATE), SAMPLE_RATE // 50)
                 end = min(seek, self._feed.available)
@@ -345,9 +346,13 @@ class Pipeline:
         kept = []
         for segment in segments_of(result, words, span, len(self._segments)):
             start = max(segment.start, floor)
-            floor = max(segment.end, start)
-            timed = replace(segment, start=start, end=floor)
-            kept.append(timed if self._request.word_timestamps else replace(timed, words=()))
+            end = max(segment.end, start)
+            within = tuple(
+                replace(word, start=min(max(word.start, start), end), end=min(max(word.end, start), end))
+                for word in (segment.words if self._request.word_timestamps else ())
+            )
+            kept.append(replace(segment, start=start, end=end, words=within))
+            floor = end
         self._segments += kept
         if result.text.strip():
             self._text.append(result.text)

@@ -89,12 +89,13 @@ def sentences(words: Sequence[Word]) -> list[list[Word]]:
 
 def _closes(group: Sequence[Word], following: Word) -> bool:
     last = group[-1]
-    if last.text.rstrip("\"'”’)»").endswith(_SENTENCE_END):
-        # Not after an abbreviation or within a number: the next word would go on in lower case or without a space.
-        return (following.text[:1].isspace() and not following.text.strip()[:1].islower()) or not following.text[
-            :1
-        ].isascii()
-    return following.start - last.end >= _PAUSE or following.end - group[0].start > _MAX_SEGMENT
+    if following.start - last.end >= _PAUSE or following.end - group[0].start > _MAX_SEGMENT:
+        return True
+    if not last.text.rstrip("\"'”’)»").endswith(_SENTENCE_END):
+        return False
+    # Not after an abbreviation or within a number: the next word would go on in lower case or without a space.
+    goes_on = not following.text[:1].isspace() or following.text.strip()[:1].islower()
+    return not goes_on or not following.text[:1].isascii()
 
 
 def segments_of(result: RowDone, words: Sequence[Word], span: tuple[float, float], first_index: int) -> list[Segment]:

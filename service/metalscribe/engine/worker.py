@@ -83,8 +83,8 @@ class Worker:
             loaded = time.perf_counter()
             # The first batch pays for what is set up late (CUDA kernels, memory pools): pay it here.
             model.decode([Clip(0, np.zeros(16_000, np.float32), "en")], DecodeOptions(words=True))
-        except (RuntimeError, ValueError, OSError) as error:
-            self._send(LoadFailed(str(error), _is_out_of_memory(error)))
+        except (RuntimeError, ValueError, OSError, MemoryError) as error:
+            self._send(LoadFailed(str(error) or type(error).__name__, _is_out_of_memory(error)))
             return None
         self._send(Loaded(model.device, model.compute_type, loaded - begin, time.perf_counter() - loaded))
         return model
@@ -169,7 +169,9 @@ def _is_sticky(error: BaseException) -> bool:
 
 def main() -> None:
     """``python -m metalscribe.engine.worker DESCRIPTOR``: the descriptor is a channel's end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        # Sent to the whole group by a terminal or by systemd; the service hangs up when it is done with this process.
+        signal.signal(stop, signal.SIG_IGN)
     Worker(Channel(socket.socket(fileno=int(sys.argv[1])), ToModel)).run()
 
 

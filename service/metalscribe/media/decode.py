@@ -7,13 +7,14 @@ and says so in a message; whoever needs the samples maps the ring's descriptor. 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import fcntl
 import itertools
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,7 @@ from metalscribe.errors import (
     UploadTooLarge,
 )
 from metalscribe.media.messages import (
+    Chunk,
     Confinement,
     Decode,
     DecoderMessage,
@@ -66,6 +68,9 @@ class _Decoder:
 class DecodeSession:
     """One recording being decoded: iterate its messages, release what was read.
 
+    A stage puts at most half a ring at a time: a decoder that says it waits for room while less than half of the ring is
+    taken does not tell the truth.
+
     Attributes:
         ring: descriptor of the shared memory, float32[capacity].
         capacity: samples in the ring.
@@ -85,11 +90,17 @@ class DecodeSession:
         self._channel = channel
         self._stall_seconds = stall_seconds
         self._waiting_for_room = False
+        self._written = self._released = 0
         self._on_burst_over = on_burst_over
+
+    @property
+    def _unreleased(self) -> int:
+        return self._written - self._released
 
     async def release(self, position: int) -> None:
         """Give the ring's samples before ``position`` back to the decoder."""
         self._waiting_for_room = False
+        self._released = max(self._released, position)
         with suppress(ChannelClosed):
             await self._channel.asend(Release(position))
 
@@ -109,6 +120,8 @@ class DecodeSession:
                 self._waiting_for_room = True
                 self._on_burst_over()
                 continue
+            if isinstance(message, Chunk):
+                self._written = message.start + message.length
             yield message
             if isinstance(message, Ended):
                 self._on_burst_over()
@@ -120,8 +133,11 @@ class DecodeSession:
             while True:
                 done, _ = await asyncio.wait({receive}, timeout=self._stall_seconds)
                 if done:
-                    return receive.result()[0]
-                if not self._waiting_for_room:
+                    message, descriptors = receive.result()
+                    for descriptor in descriptors:
+                        os.close(descriptor)  # none was asked for
+                    return message
+                if not (self._waiting_for_room and self._unreleased >= self.capacity // 2):
                     raise TimeoutError
         finally:
             receive.cancel()
@@ -161,20 +177,26 @@ class DecoderPool:
     async def start(self) -> None:
         """Start the sandbox; also done by the first :meth:`open`, and again should it ever die."""
         async with self._starting:
+            self._refuse_if_closed()
             if self._listener is not None and not self._listener.done():
                 return
             await self._stop()
             ours, theirs = Channel.pair()
             with theirs:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "metalscribe.media.sandbox", str(theirs.fileno()), *self._stages),
+                    *(sys.executable, "-P", "-m", "metalscribe.media.sandbox", str(theirs.fileno()), *self._stages),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     env=_environment(),
                 )
             self._channel = Channel(ours, SandboxMessage)
-            self._listener = asyncio.create_task(self._listen(self._channel), name="sandbox")
+            self._listener = asyncio.create_task(
+                # A context of its own: the sandbox is nobody's request, and its log lines shall not say so.
+                self._listen(self._channel),
+                name="sandbox",
+                context=contextvars.Context(),
+            )
 
     async def close(self) -> None:
         """Kill the sandbox and with it every decoder."""
@@ -204,51 +226,65 @@ class DecoderPool:
         Raises (from within the block, too):
             UnsupportedMedia, UndecodableMedia, NoAudioTrack, UploadTooLarge: what is wrong with the recording.
             EngineFailed: the sandbox does not start.
+            ShuttingDown: the pool is closed.
         """
+        self._refuse_if_closed()
         await self._running.acquire()
         permit = _Permit(self._running)
-        ring = _new_ring(capacity)
-        ours, theirs = Channel.pair()
-        channel: Channel[DecoderMessage] = Channel(ours, DecoderMessage)
-        session = DecodeSession(channel, ring, capacity, self._stall_seconds, on_burst_over=permit.release)
-        try:
+        with ExitStack() as resources:
+            resources.callback(permit.release)
+            ring = _new_ring(capacity)
+            resources.callback(os.close, ring)
+            ours, theirs = Channel.pair()
+            channel: Channel[DecoderMessage] = Channel(ours, DecoderMessage)
+            resources.callback(channel.close)
+            session = DecodeSession(channel, ring, capacity, self._stall_seconds, on_burst_over=permit.release)
             with theirs:
                 decoder = await self._fork(path, theirs.fileno(), ring, stage, dict(options or {}), capacity, track)
-            process = await decoder.started
+            resources.callback(_kill_if_started, decoder)
+            await decoder.started
             try:
                 yield session
-            except (ChannelClosed, msgspec.DecodeError):
-                if self._closed:
-                    raise ShuttingDown("the service is shutting down; send the request again in a moment") from None
+            except ChannelClosed:
+                self._refuse_if_closed()
                 raise UndecodableMedia(_epitaph(await _exit_status(decoder))) from None
+            except msgspec.DecodeError:
+                raise UndecodableMedia(_epitaph(-signal.SIGKILL)) from None
             except TimeoutError:
                 raise UndecodableMedia(
                     f"the decoder made no progress on this file for {self._stall_seconds:g} seconds and was stopped"
                 ) from None
-            finally:
-                _kill(process)
-        finally:
-            channel.close()
-            os.close(ring)
-            permit.release()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ShuttingDown("the service is shutting down; send the request again in a moment")
 
     async def _fork(
         self, path: Path, channel: int, ring: int, stage: str, options: dict[str, Any], capacity: int, track: int
+    ) -> _Decoder:
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise UndecodableMedia(f"the file cannot be opened: {(error.strerror or 'unknown').lower()}") from None
+        try:
+            return await self._order(file, channel, ring, stage, options, capacity, track)
+        finally:
+            os.close(file)
+
+    async def _order(
+        self, file: int, channel: int, ring: int, stage: str, options: dict[str, Any], capacity: int, track: int
     ) -> _Decoder:
         await self.start()
         loop = asyncio.get_running_loop()
         ticket = next(self._tickets)
         decoder = self._decoders[ticket] = _Decoder(loop.create_future(), loop.create_future())
         order = Decode(ticket, stage, options, capacity, track, self._limits)
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if self._channel is None:
                 raise ChannelClosed
             await self._channel.asend(order, [channel, file, ring])
         except ChannelClosed:
             raise EngineFailed("the decoder sandbox has died; it is started again with the next request") from None
-        finally:
-            os.close(file)
         return decoder
 
     async def _listen(self, channel: Channel[SandboxMessage]) -> None:
@@ -256,10 +292,8 @@ class DecoderPool:
             while True:
                 message, descriptors = await channel.areceive()
                 match message:
-                    case Confinement(network_namespace=True):
-                        _log.info("sandbox started", network="none")
-                    case Confinement(reason=reason):
-                        _log.info("sandbox started", network="shared, decoders cannot open sockets", reason=reason)
+                    case Confinement(network_namespace=alone, reason=reason, seccomp=seccomp):
+                        _log.info("sandbox started", network_namespace=alone, seccomp=seccomp, reason=reason or None)
                     case Started(ticket=ticket):
                         started = self._decoders[ticket].started
                         if started.cancelled():
@@ -329,6 +363,14 @@ def _kill(process: int) -> None:
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(process, signal.SIGKILL)
     os.close(process)
+
+
+def _kill_if_started(decoder: _Decoder) -> None:
+    """End a decoder whoever it was started for has left; one that starts later is killed then (:meth:`_listen`)."""
+    if not decoder.started.done():
+        decoder.started.cancel()
+    elif not decoder.started.cancelled() and decoder.started.exception() is None:
+        _kill(decoder.started.result())
 
 
 async def _exit_status(decoder: _Decoder) -> int:

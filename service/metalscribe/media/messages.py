@@ -58,6 +58,7 @@ class Confinement(msgspec.Struct, frozen=True, tag="confinement"):
 
     network_namespace: bool
     reason: str
+    seccomp: bool
 
 
 SandboxMessage = Started | Exited | Confinement
@@ -100,7 +101,7 @@ class Decoded(msgspec.Struct, frozen=True, tag="decoded"):
 
 
 class RingFull(msgspec.Struct, frozen=True, tag="full"):
-    """The decoder waits for :class:`Release`."""
+    """The decoder waits for :class:`Release`; sent again after each one that does not make room enough."""
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):

@@ -22,6 +22,8 @@ BLOCK: Final = 16_384
 
 MAX_CHANNELS: Final = 64
 
+_CARRIES_SOMETHING: Final = 1e-3  # of the loudest channel's energy: 30 dB below it
+
 _Samples = NDArray[np.float32]
 
 # FFmpeg demuxers that read one file and nothing else. Left out on purpose: playlists and manifests that name other files
@@ -203,38 +205,45 @@ class Recording:
 
 
 class _Downmix:
-    """Frames of any rate and layout to 16 kHz mono."""
+    """Frames of any rate and layout to 16 kHz mono.
+
+    FFmpeg resamples each channel; the mix is made here: FFmpeg's own overdrives loud surround sound, knows no mix for
+    unusual numbers of channels, and lets inverted ones cancel out.
+    """
 
     def __init__(self) -> None:
         self._resampler: av.AudioResampler | None = None
 
     def feed(self, frame: av.AudioFrame) -> Iterator[_Samples]:
         if self._resampler is None:
-            # Stereo stays stereo until _mono: the plain mix of a recording with one channel inverted is silence.
-            layout = "stereo" if frame.layout.nb_channels == 2 else "mono"
-            self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE)
+            # Packed, not planar: PyAV reads beyond the frame's eight plane pointers when there are more channels.
+            self._resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=SAMPLE_RATE)
         for resampled in self._resampler.resample(frame):
-            yield _mono(resampled.to_ndarray())
+            yield _mixed(resampled)
 
     def finish(self) -> Iterator[_Samples]:
         if self._resampler is not None:
             for resampled in self._resampler.resample(None):
-                yield _mono(resampled.to_ndarray())
+                yield _mixed(resampled)
+
+
+def _mixed(frame: av.AudioFrame) -> _Samples:
+    return _mono(frame.to_ndarray().reshape(-1, frame.layout.nb_channels).T)
 
 
 def _mono(planes: NDArray[Any]) -> _Samples:
-    """float32[channels, n] to float32[n], finite and within −1 … 1."""
-    finite = np.nan_to_num(planes, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32, copy=False)
+    """float32[channels, n] to float32[n], finite and within -1 … 1: the mean of the channels that carry something."""
+    finite = np.clip(np.nan_to_num(planes, nan=0.0, posinf=0.0, neginf=0.0), -1.0, 1.0).astype(np.float32, copy=False)
     if finite.shape[0] == 1:
-        mono = finite[0]
-    else:
-        mono = finite.mean(axis=0)
-        channels = float(np.square(finite).sum())
-        # Phase-inverted channels cancel out: take one of them instead.
-        if channels > 0 and float(np.square(mono).sum()) < 1e-3 * channels:
-            mono = finite[0]
-    clipped: _Samples = np.clip(mono, -1.0, 1.0)
-    return clipped
+        only: _Samples = finite[0]
+        return only
+    energy = np.square(finite).sum(axis=1)
+    loudest = int(energy.argmax())
+    mixed: _Samples = finite[energy >= _CARRIES_SOMETHING * energy[loudest]].mean(axis=0)
+    # Phase-inverted channels cancel out: take one of them instead.
+    if float(np.square(mixed).sum()) < _CARRIES_SOMETHING * float(energy[loudest]):
+        mixed = finite[loudest]
+    return mixed
 
 
 def _claims_to_be_media(head: bytes) -> bool:

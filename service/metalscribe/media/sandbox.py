@@ -5,21 +5,17 @@ byte, and an environment without the service's secrets; and one process per reco
 
 The sandbox imports FFmpeg's libraries and the stages once, so that a fork costs milliseconds. A decoder
 
-* holds three descriptors (its channel, the file, the ring) and, by ``RLIMIT_NOFILE``, cannot get a fourth: it can open no
-  file and no socket, whatever a playlist or a takeover tells it;
-* has bounded address space and processor time, writes no file, leaves no core, gains no privileges (``no_new_privs``);
-* has no network: the sandbox moves into an empty network namespace where the kernel lets it;
+* holds its channel, the file and the ring, and nothing else;
+* is confined before it reads the first byte of the file (:mod:`metalscribe.media.confinement`);
 * dies with the sandbox, which dies with the service.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import io
 import mmap
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -27,7 +23,6 @@ import sys
 import wave
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
@@ -35,15 +30,14 @@ from numpy.typing import NDArray
 
 from metalscribe.channel import Channel, ChannelClosed
 from metalscribe.errors import MetalscribeError, UndecodableMedia, UploadTooLarge
+from metalscribe.media.confinement import confine, die_with_parent, leave_network
 from metalscribe.media.messages import (
     Chunk,
-    Confinement,
     Decode,
     Decoded,
     Ended,
     Exited,
     Failed,
-    Limits,
     Opened,
     Piece,
     Release,
@@ -52,11 +46,6 @@ from metalscribe.media.messages import (
 )
 from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
 
-_CLONE_NEWUSER: Final = 0x10000000
-_CLONE_NEWNET: Final = 0x40000000
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_BACKSTOP_CPU_SECONDS: Final = 5
 _SIGN_OF_LIFE: Final = 16 * BLOCK
 
 
@@ -124,11 +113,8 @@ class _RingOutput:
     def _make_room(self, wanted: int) -> None:
         while (release := self._channel.receive_waiting()) is not None:
             self._released = release.position
-        told = False
         while self._end + wanted - self._released > self._capacity:
-            if not told:
-                self._channel.send(RingFull())
-                told = True
+            self._channel.send(RingFull())
             release, _ = self._channel.receive()
             self._released = release.position
 
@@ -159,26 +145,12 @@ def _decode(order: Decode, channel: Channel[Release], file: BinaryIO, stage: Sta
         channel.send(Failed(UndecodableMedia.code, "decoding needs more memory than one recording may have"))
 
 
-def _confine(limits: Limits) -> None:
-    """Shut this process in; from here on it has what it holds and nothing else."""
-    present = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    space = present + limits.memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (space, space))
-    # SIGXCPU at the soft limit names the cause in the exit status; the hard limit catches what ignores it.
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + _BACKSTOP_CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    os.nice(5)  # the front end answers first
-
-
 def _become_decoder(order: Decode, descriptors: list[int], factory: StageFactory) -> None:
     """The life of the forked process; never returns."""
     status = 70  # EX_SOFTWARE
     channel: Channel[Release] = Channel(socket.socket(fileno=descriptors[0]), Release)
     try:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         signal.set_wakeup_fd(-1)
         keep = set(descriptors)
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  (names, not paths)
@@ -188,9 +160,11 @@ def _become_decoder(order: Decode, descriptors: list[int], factory: StageFactory
                     os.close(descriptor)
                 except OSError:
                     continue  # the listing's own descriptor, closed already
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)  # nobody may forge the service's log
         # What needs a descriptor of its own (the ring's mapping, a stage's model file) comes before the doors close.
         stage = factory(order.options, _RingOutput(channel, descriptors[2], order.capacity))
-        _confine(order.limits)
+        confine(order.limits)
         with os.fdopen(descriptors[1], "rb", buffering=0) as file:
             _decode(order, channel, file, stage)
         status = 0
@@ -216,7 +190,7 @@ class Sandbox:
 
     def run(self) -> None:
         """Serve until the channel closes."""
-        self._channel.send(_leave_network())
+        self._channel.send(leave_network())
         self._selector.register(self._channel.fileno(), selectors.EVENT_READ)
         try:
             while True:
@@ -246,23 +220,6 @@ class Sandbox:
         self._channel.send(Exited(ticket, os.waitstatus_to_exitcode(status)))
 
 
-def _leave_network() -> Confinement:
-    """Move into an empty network namespace: with privileges directly, without them through a user namespace."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    reason = ""
-    for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET):
-        if libc.unshare(flags) == 0:
-            return Confinement(network_namespace=True, reason="")
-        reason = os.strerror(ctypes.get_errno())
-    return Confinement(network_namespace=False, reason=reason)
-
-
-def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-
-
 def _rehearse() -> None:
     """Decode a made-up file once: what FFmpeg's binding and numpy load late must be loaded before the doors close."""
     tone = (np.sin(np.arange(BLOCK, dtype=np.float32)) * 3000).astype("<i2").repeat(2).tobytes()
@@ -282,8 +239,10 @@ def _rehearse() -> None:
 
 def main() -> None:
     """``python -m metalscribe.media.sandbox DESCRIPTOR STAGE…``: the descriptor is a channel's end."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle
+    die_with_parent()
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        # Sent to the whole group by a terminal or by systemd; the service ends this process when it is done with it.
+        signal.signal(stop, signal.SIG_IGN)
     stages: dict[str, StageFactory] = {}
     for name in sys.argv[2:]:
         module, _, attribute = name.partition(":")

@@ -1,0 +1,71 @@
+"""Where recordings lie while they are worked on: a directory per process, swept when the process is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+_LOCK: Final = ".lock"
+
+
+@contextmanager
+def spool(parent: Path) -> Iterator[Path]:
+    """A directory of mode 0700 below ``parent`` for as long as the block runs.
+
+    What earlier processes left behind is removed first. A process holds a lock (``flock``) on its directory while it lives,
+    so that two services may share ``parent`` and a killed one's recordings do not stay.
+
+    Raises:
+        OSError: the directory cannot be made.
+    """
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mine = parent / uuid.uuid4().hex
+    # One sweeper at a time: a new directory must not be swept before its lock is held.
+    with _locked(parent):
+        _sweep(parent)
+        mine.mkdir(mode=0o700)
+        lock = _lock(mine, wait=True)
+    try:
+        yield mine
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    lock = _lock(directory, wait=True)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _sweep(parent: Path) -> None:
+    for entry in parent.iterdir():
+        if not entry.is_dir() or entry.is_symlink():
+            if entry.name != _LOCK:
+                entry.unlink()
+            continue
+        try:
+            lock = _lock(entry, wait=False)
+        except BlockingIOError:
+            continue  # its process lives
+        shutil.rmtree(entry, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(directory: Path, *, wait: bool) -> int:
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
