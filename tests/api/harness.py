@@ -77,7 +77,13 @@ class Service:
 
     @property
     def uploads(self) -> Path:
-        return self.state_dir / "uploads"
+        """Where the service keeps recordings in progress: a directory of its own below ``uploads``."""
+        (mine,) = (entry for entry in (self.state_dir / "uploads").iterdir() if entry.is_dir())
+        return mine
+
+    def recordings(self) -> list[Path]:
+        found = (self.state_dir / "uploads").rglob("*")
+        return sorted(path for path in found if path.is_file() and path.name != ".lock")
 
     def client(self, key: str | None = KEY, **options: Any) -> httpx.Client:
         headers = {**({"X-API-Key": key} if key else {}), **options.pop("headers", {})}
@@ -126,7 +132,7 @@ class Service:
         return total
 
     def uploads_are_gone(self) -> bool:
-        return not list(self.uploads.iterdir())
+        return not self.recordings()
 
     def keys(self, *arguments: str) -> str:
         """Run ``metalscribe keys``, as an operator does beside the running service; returns its stdout."""

@@ -73,9 +73,11 @@ def test_harmless_headers_on_every_answer(client: httpx.Client) -> None:
 
 
 def test_an_unexpected_error_is_a_problem_with_its_id_and_gives_nothing_away(start: Start) -> None:
-    """Provoked by taking the uploads' directory away, as an eager cleaner of temporary files might."""
+    """Provoked by putting a file in the place of the directory for uploads, which nothing sane does."""
     service = start()
-    shutil.rmtree(service.uploads)
+    uploads = service.uploads
+    shutil.rmtree(uploads)
+    uploads.write_text("")
     answer = send(service.client(), silence(), headers={"X-Request-ID": "the-broken-one"})
     assert answer.status_code in {500, 507}
     assert answer.headers["x-request-id"] == "the-broken-one"
@@ -86,7 +88,7 @@ def test_an_unexpected_error_is_a_problem_with_its_id_and_gives_nothing_away(sta
     logged = service.log_path.read_text()
     assert KEY not in logged
     assert len(logged) < 100_000  # the trace is there, the values of variables are not
-    service.uploads.mkdir()
+    uploads.unlink()
     assert send(service.client(), silence()).status_code == 200
 
 

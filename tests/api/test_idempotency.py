@@ -108,7 +108,7 @@ def test_the_first_caller_may_leave_while_another_waits(start: Start, sample: by
     wait_for(lambda: service.queue()["requests"] == 1, "the first to run")
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(send, service.client(), piece, "a.wav", headers=headers)
-        wait_for(lambda: len(list(service.uploads.iterdir())) == 2, "the second upload")
+        wait_for(lambda: len(service.recordings()) == 2, "the second upload")
         first.leave()
         answer = second.result()
     assert answer.status_code == 200, answer.text

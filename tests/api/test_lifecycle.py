@@ -164,10 +164,11 @@ def test_a_second_service_on_the_same_state_harms_nothing(start: Start, long_wav
     with ThreadPoolExecutor(1) as pool:
         caller = Caller(service, long_wav)
         wait_for(lambda: service.queue()["requests"] == 1, "the first to work")
-        before = sorted(service.uploads.iterdir())
+        before = service.recordings()
+        assert before
         second = pool.submit(_second, service)
         assert second.result() != 0
-        assert sorted(service.uploads.iterdir()) == before
+        assert service.recordings() == before
         caller.leave()
 
 

@@ -223,7 +223,7 @@ def test_uploads_are_private(service: Service) -> None:
             ).encode()
             + FILE
         )
-        (path,) = wait_for(lambda: list(service.uploads.iterdir()), "the upload to begin")
+        (path,) = wait_for(service.recordings, "the upload to begin")
         assert path.stat().st_mode & 0o077 == 0
     assert service.uploads.stat().st_mode & 0o077 == 0
     assert service.state_dir.stat().st_mode & 0o077 == 0

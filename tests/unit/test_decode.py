@@ -412,7 +412,7 @@ async def test_a_decoder_that_crashes_is_the_recordings_fault_alone(
 
 async def test_a_decoder_killed_from_outside_midway(start_pool: StartPool, noise: Callable[[float], Path]) -> None:
     pool = await start_pool()
-    with pytest.raises(UndecodableMedia, match="SIGKILL"):  # noqa: PT012  (raised on leaving the block)
+    with pytest.raises(UndecodableMedia, match="SIGKILL"):
         async with pool.open(noise(30.0), capacity=CAPACITY) as session:
             async for _ in chunks_of(session):
                 for decoder in decoders_of(pool):

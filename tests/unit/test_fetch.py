@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path  # noqa: TC003  (a NamedTuple has it in a field)
+from pathlib import Path
 from typing import NamedTuple
 
 import anyio
@@ -278,7 +278,7 @@ LOOPBACK_SPELLINGS = (
     "2130706433",
     "0177.0.0.1",
     "127.0.0.1.",
-    "0.0.0.0",  # noqa: S104  (an address to connect to)
+    "0.0.0.0",
     "0",
     "[::1]",
     "[::ffff:127.0.0.1]",
@@ -289,7 +289,7 @@ LOOPBACK_SPELLINGS = (
     "[::1%25lo]",
     "127%2e0%2e0%2e1",
     "%31%32%37.0.0.1",
-    "１２７.０.０.１",  # noqa: RUF001
+    "１２７.０.０.１",
     "127。0。0。1",
     "①27.0.0.1",
     "localhost%00.example.com",
@@ -308,7 +308,7 @@ async def test_no_spelling_of_loopback_reaches_it(
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "localhost", "127.1", "0x7f000001", "0.0.0.0", "[::1]", "[2002:7f00:1::]"],  # noqa: S104
+    ["127.0.0.1", "localhost", "127.1", "0x7f000001", "0.0.0.0", "[::1]", "[2002:7f00:1::]"],
 )
 async def test_spellings_that_resolve_are_refused_for_their_address(
     fetcher: FetcherFactory, target: Path, host: str
@@ -857,7 +857,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
         pytest.skip("the openssl command, which makes the certificate, is not installed")
     folder = tmp_path_factory.mktemp("tls")
     made = Certificate(folder / "certificate.pem", folder / "key.pem")
-    subprocess.run(  # noqa: S603  (fixed arguments)
+    subprocess.run(
         [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
          "-subj", "/CN=media.test", "-addext", "subjectAltName=DNS:media.test",
          "-keyout", str(made.key), "-out", str(made.file)],

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pynvml  # type: ignore[import-untyped]
+import pynvml
 import pytest
 
 from metalscribe.gpu.health import GpuHealth, GpuProcess, GpuReport, MigInstance, ProblemCode, visible

@@ -465,7 +465,7 @@ async def test_a_name_wins_over_the_id_of_another_key(store: KeyStore) -> None:
 async def test_last_use_is_noted_at_most_once_a_minute(store: KeyStore, database: Database, clock: Clock) -> None:
     new = await store.create("app", [Scope.TRANSCRIBE])
     begun: list[str] = []
-    engine = database._engine  # noqa: SLF001  (counting statements is the only way to see writes that do not happen)
+    engine = database._engine
     assert engine is not None
 
     @event.listens_for(engine.sync_engine, "before_cursor_execute")

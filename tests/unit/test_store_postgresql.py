@@ -123,7 +123,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 async def url(server: Server) -> AsyncIterator[str]:
     """Make an empty database of the test's own."""
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+    from sqlalchemy.ext.asyncio import create_async_engine
 
     admin = create_async_engine(
         server.url("postgres").replace("postgresql:", "postgresql+psycopg:"),

@@ -38,7 +38,7 @@ REPOSITORY = "owner/faster-whisper-test"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLDER = "fedcba9876543210fedcba9876543210fedcba98"
 # Larger than two of the blocks (10 MiB) that huggingface_hub writes, so that an interruption leaves something behind.
-WEIGHTS = random.Random(1).randbytes(24 << 20)  # noqa: S311  (not a secret)
+WEIGHTS = random.Random(1).randbytes(24 << 20)
 SMALL_FILES = {
     "config.json": b"{}",
     "tokenizer.json": b'{"added_tokens": []}',

@@ -78,7 +78,7 @@ class RequestLog:
 
         try:
             await self._app(scope, receive_counted, send_marked)
-        except Exception as error:  # noqa: BLE001  (answered and logged, whatever it is)
+        except Exception as error:
             if status != 499:
                 raise  # half an answer is out; the server must break the connection
             await self._on_error(Request(scope), error)(scope, receive_counted, send_marked)

@@ -86,6 +86,8 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > max_bytes + _FIELDS * _FIELD_BYTES:
         raise _too_large(max_bytes)
+    # An eager cleaner of temporary files may have been here.
+    await asyncio.to_thread(directory.mkdir, mode=0o700, exist_ok=True)
     path = directory / uuid.uuid4().hex
     upload = None
     try:

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import structlog
 import uvicorn
-import uvicorn.main
 import uvloop
 from fastapi import FastAPI
 
@@ -68,8 +67,8 @@ async def _serve(settings: Settings) -> MetalscribeError | None:
     )
     try:
         await server.serve()
-    except SystemExit as end:
-        if app.failure is None and end.code != uvicorn.main.STARTUP_FAILURE:
+    except SystemExit:
+        if app.failure is None and not server.lifespan.should_exit:
             # uvicorn's answer to an address that is taken or not ours; it has logged which.
             return ConfigurationError(f"cannot listen on {settings.host} port {settings.port}; is it taken?")
         return app.failure or MetalscribeError("the service did not start; its log tells why")
@@ -96,7 +95,7 @@ class _FailureKept:
             await self.app(scope, receive, send_quietly)
         except MetalscribeError as error:
             self.failure = error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (told in one line like any other failure to start)
             _log.exception("unexpected error")
             self.failure = MetalscribeError(f"the service met an unexpected error: {type(error).__name__}: {error}")
 
