@@ -24,7 +24,7 @@ serve: .venv/.service  ## run the service until Ctrl-C
 	@$(DEMO) $(RUN)/metalscribe serve
 
 test: .venv/.dev  ## run the tests: real model, real decoder, no root, no GPU
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.dev  ## check style, types and the floors' imports
 	$(RUN)/ruff check && $(RUN)/ruff format --check && $(RUN)/mypy && $(RUN)/lint-imports

@@ -96,8 +96,6 @@ def test_an_unexpected_error_is_a_problem_with_its_id_and_gives_nothing_away(sta
     "sent",
     [
         b"\x00\x01\x02\r\n\r\n",
-        b"FOO /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET http://[/ HTTP/1.1\r\nHost: a\r\n\r\n",
         b"POST /transcribe HTTP/1.1\r\nHost: a\r\nContent-Length: -4\r\n\r\n",
         b"POST /transcribe HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST /transcribe HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999999999\r\n\r\n",

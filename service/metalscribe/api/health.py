@@ -51,16 +51,13 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["health"])
     watch = GpuWatch(services)
 
-    @routes.api_route("/healthz", methods=["GET", "HEAD"], summary="Liveness: the process answers")
+    @routes.head("/healthz", include_in_schema=False)
+    @routes.get("/healthz", summary="Liveness: the process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @routes.api_route(
-        "/readyz",
-        methods=["GET", "HEAD"],
-        summary="Readiness: a transcription sent now will be worked on",
-        responses=documented(503),
-    )
+    @routes.head("/readyz", include_in_schema=False)
+    @routes.get("/readyz", summary="Readiness: a transcription sent now will be worked on", responses=documented(503))
     async def readyz() -> dict[str, str]:
         status = services.engine.status
         report = await watch.report() if status.device == "cuda" else None
