@@ -118,7 +118,7 @@ def test_a_terminal_gets_a_table() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "metalscribe", "config"],
         stdout=theirs,
-        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1"},
+        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "160"},
     ) as process:
         os.close(theirs)
         shown = b""

@@ -123,14 +123,14 @@ def test_warnings_only_are_one(demo_model: Path) -> None:
 
 def test_failures_are_two_and_tell_the_command_that_mends_them() -> None:
     status, document = run(
-        "--quick", METALSCRIBE_MODEL="small", METALSCRIBE_COMPUTE_TYPE="int3", METALSCRIBE_HOST="0.0.0.0"
+        "--quick", METALSCRIBE_MODEL="small", METALSCRIBE_COMPUTE_TYPE="int8_float16", METALSCRIBE_HOST="0.0.0.0"
     )
     found = statuses(document)
     assert (status, document["status"]) == (2, "fail")
     assert {name for name, outcome in found.items() if outcome == "fail"} == {"model", "compute_type", "api_keys"}
     details = {check["name"]: check["detail"] for check in document["checks"]}
     assert "`metalscribe model download small`" in details["model"]
-    assert "int3" in details["compute_type"]
+    assert "int8_float16" in details["compute_type"]
     assert "int8" in details["compute_type"]
     assert "refuses to listen on 0.0.0.0" in details["api_keys"]
 

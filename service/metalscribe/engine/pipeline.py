@@ -159,7 +159,6 @@ class Pipeline:
             task = asyncio.create_task(self._settle_chunk(chunk, first=not self._tally.chunks))
             self._tally.chunks += 1
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
             pending.put_nowait((chunk, task))
 
         feeding = asyncio.create_task(self._read(session, on_chunk, lambda: pending.put_nowait(None)))
@@ -171,6 +170,7 @@ class Pipeline:
                     continue
                 chunk, task = item
                 settled = await task
+                tasks.discard(task)
                 if not told:
                     told = True
                     yield LanguageDetected(*self._settled_language.result())
