@@ -152,6 +152,9 @@ class DecoderPool:
         parallel: decoders that run at once. A decoder whose ring is full does not count: it is paced by its reader, and a
             long recording must not keep short ones out.
         stall_seconds: how long a decoder with room in its ring may be silent before it is killed.
+
+    Attributes:
+        confinement: how decoders are shut in on this machine; None before the sandbox has started.
     """
 
     def __init__(
@@ -173,6 +176,7 @@ class DecoderPool:
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel[SandboxMessage] | None = None
         self._listener: asyncio.Task[None] | None = None
+        self.confinement: Confinement | None = None
 
     async def start(self) -> None:
         """Start the sandbox; also done by the first :meth:`open`, and again should it ever die."""
@@ -293,6 +297,7 @@ class DecoderPool:
                 message, descriptors = await channel.areceive()
                 match message:
                     case Confinement(network_namespace=alone, reason=reason, seccomp=seccomp):
+                        self.confinement = message
                         _log.info("sandbox started", network_namespace=alone, seccomp=seccomp, reason=reason or None)
                     case Started(ticket=ticket):
                         started = self._decoders[ticket].started
