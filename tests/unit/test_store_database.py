@@ -452,7 +452,10 @@ async def test_another_users_directory_or_database_is_refused_without_a_tracebac
         for file in foreign_directory.iterdir():
             file.chmod(0o644)
         path.with_name("metalscribe.db.lock").chmod(0o666)
-    process = start(url_of(path), user=pwd.getpwnam("nobody").pw_name)
+    try:
+        process = start(url_of(path), user=pwd.getpwnam("nobody").pw_name)
+    except PermissionError:
+        pytest.skip("the user nobody cannot run this Python")
     answer, problems = await asyncio.to_thread(process.communicate, "go\n", PATIENCE)
     if "No module named" in problems or "Permission denied" in problems:
         pytest.skip("the user nobody cannot read this checkout")
