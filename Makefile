@@ -24,13 +24,13 @@ serve: .venv/.service  ## run the service until Ctrl-C
 	@$(DEMO) $(RUN)/metalscribe serve
 
 test: .venv/.dev  ## run the tests: real model, real decoder, no root, no GPU
-	$(RUN)/python -m pytest -n auto --dist loadfile
+	$(RUN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/.dev  ## check style, types and the floors' imports
 	$(RUN)/ruff check && $(RUN)/ruff format --check && $(RUN)/mypy && $(RUN)/lint-imports
 
 clean:  ## remove everything that the other targets made
-	rm -rf .bootstrap .venv .state dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .bootstrap .venv .state dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
 # --- the environment ---
 

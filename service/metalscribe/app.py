@@ -27,7 +27,7 @@ from metalscribe.api.work import Desk
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
 from metalscribe.engine.weights import describe, resolve
-from metalscribe.errors import ConfigurationError
+from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.gpu.nvml import Nvml
 from metalscribe.media.addresses import AddressPolicy
 from metalscribe.media.fetch import Fetcher
@@ -103,6 +103,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             nvml=nvml,
             uploads=uploads,
             max_upload_bytes=settings.max_upload_bytes,
+            max_receiving=2 * settings.max_queue,
             model_names=tuple(dict.fromkeys((engine.card.name, settings.model))),
         )
         app.state.services = services
@@ -191,5 +192,8 @@ async def _rate_limited(request: Request, error: Exception) -> Response:
 async def _purge(answers: IdempotencyStore, keeping: timedelta) -> None:
     """Forget old answers, every hour."""
     while True:
-        await answers.purge(keeping)
+        try:
+            await answers.purge(keeping)
+        except MetalscribeError as error:
+            _log.warning("old answers not purged; tried again in an hour", code=error.code, detail=error.detail)
         await asyncio.sleep(3600)

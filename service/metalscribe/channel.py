@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -39,6 +38,7 @@ class Channel(Generic[In]):
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
         self._sending = asyncio.Lock()
+        self._waiting: dict[asyncio.Future[None], Callable[[int], object]] = {}
 
     @staticmethod
     def pair() -> tuple[socket.socket, socket.socket]:
@@ -53,6 +53,11 @@ class Channel(Generic[In]):
 
     def close(self) -> None:
         """Hang up; the other end reads :class:`ChannelClosed`."""
+        for ready, stop in self._waiting.items():
+            stop(self._socket.fileno())  # while the descriptor is still ours
+            if not ready.done():
+                ready.set_exception(ChannelClosed())
+        self._waiting.clear()
         self._socket.close()
 
     # --- blocking, for child processes ---
@@ -173,8 +178,9 @@ class Channel(Generic[In]):
         descriptor = self._socket.fileno()
         add, remove = (loop.add_writer, loop.remove_writer) if writable else (loop.add_reader, loop.remove_reader)
         add(descriptor, wake)
+        self._waiting[ready] = remove
         try:
             await ready
         finally:
-            with suppress(ValueError, OSError):
+            if self._waiting.pop(ready, None) is not None:
                 remove(descriptor)

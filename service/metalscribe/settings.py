@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     """Transcription requests per API key; a key may have its own limit. Also what one address may try without a valid key."""
 
     rate_limit_storage: SecretStr = SecretStr("memory://")
-    """Where rate limits are counted: memory://, or a redis:// URL when several front ends share them."""
+    """Where rate limits are counted: memory://, or a redis:// URL (extra `redis`) when several front ends share them."""
 
     max_upload_mb: float = Field(default=2048.0, gt=0)
     """Largest upload or download, in MiB."""
@@ -159,12 +159,15 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies", "allow_networks")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
+        networks = []
+        for text in value:
             try:
-                ipaddress.ip_network(network, strict=False)
+                network = ipaddress.ip_network(text, strict=False)
             except ValueError:
-                raise ValueError(f"{network!r} is not an address or network such as 10.0.0.0/8") from None
-        return value
+                raise ValueError(f"{text!r} is not an address or network such as 10.0.0.0/8") from None
+            # 10.0.0.5/8 means 10.0.0.0/8; what reads this setting later is not so lenient.
+            networks.append(str(network) if network.num_addresses > 1 else str(network.network_address))
+        return tuple(networks)
 
     @field_validator("rate_limit")
     @classmethod

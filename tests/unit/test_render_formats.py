@@ -33,7 +33,7 @@ def test_vtt() -> None:
     assert to_vtt(MEETING) == (
         "WEBVTT\n"
         "\n00:00:00.000 --> 00:00:01.000\n<v SPEAKER_00>Hello &amp; welcome.\n"
-        "\n00:00:01.500 --> 00:00:04.000\n&lt;b&gt;R&amp;D&lt;/b&gt; -&gt; now.\n"
+        "\n00:00:01.500 --> 00:00:04.000\n&lt;b>R&amp;D&lt;/b> -> now.\n"
     )
 
 

@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import structlog
 from limits import RateLimitItem, parse_many
 from limits.errors import ConfigurationError as StorageConfigurationError
+from limits.errors import StorageError
 from slowapi import Limiter
 from slowapi.errors import RateLimitExceeded
 from starlette.requests import Request
@@ -20,6 +22,8 @@ from metalscribe.store.identity import ApiKey
 
 _ATTEMPTS: Final = "unauthenticated"
 _SCOPE: Final = "transcription"
+
+_log = structlog.get_logger(__name__)
 
 Route = Callable[..., Awaitable[Response]]
 
@@ -54,6 +58,9 @@ class RateLimits:
                 # A window that slides: with fixed ones, twice the rate passes around the turn of the minute.
                 strategy="moving-window",
                 storage_uri=storage,
+                storage_options={"wrap_exceptions": True},  # type: ignore[dict-item]  # typed for strings, passed on as it is
+                # While a shared storage is away, each front end counts by itself.
+                in_memory_fallback_enabled=not storage.startswith("memory:"),
                 config_filename=os.devnull,
             )
 
@@ -77,11 +84,19 @@ class RateLimits:
         """
         address = request.client.host if request.client else "unknown"
         for limit in parse_many(self._default):
-            if not self.limiter.limiter.hit(limit, _ATTEMPTS, address):
+            if not self._spend(limit, address):
+                request.state.view_rate_limit = (limit, [_ATTEMPTS, address])  # for the answer's headers
                 raise RateLimited(
                     f"too many requests without a valid API key from this address; at most {limit}",
                     self._seconds_left(limit, _ATTEMPTS, address),
                 )
+
+    def _spend(self, limit: RateLimitItem, address: str) -> bool:
+        try:
+            return self.limiter.limiter.hit(limit, _ATTEMPTS, address)
+        except StorageError as error:
+            _log.warning("attempt not counted, the storage of rate limits is away", reason=str(error))
+            return True
 
     def refusal(self, request: Request, error: RateLimitExceeded) -> RateLimited:
         """What slowapi raised, in this service's words."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends
@@ -17,7 +18,7 @@ from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.requests import note
 from metalscribe.api.services import Services
-from metalscribe.api.uploads import receive
+from metalscribe.api.uploads import arriving, receive
 from metalscribe.api.work import fingerprint
 from metalscribe.errors import EngineFailed, InvalidParameter, UploadTooLarge
 from metalscribe.render import MEDIA_TYPES, Format, render, to_json
@@ -50,13 +51,18 @@ def router(services: Services) -> APIRouter:
     @services.limits.transcription
     async def transcribe(request: Request, key: ApiKey = authenticated) -> Response:
         begin = time.perf_counter()
-        services.check_capacity()
+        services.check_capacity(retry="Idempotency-Key" in request.headers)
         # What the query asks for is judged before the upload is read.
         early = parse_options(request.query_params.multi_items(), {})
         services.engine.check_request(
             early.to_request(services.uploads, name="", served=services.model_names, weight=1)
         )
-        async with receive(request, services.uploads, file_field="file", max_bytes=services.max_upload_bytes) as upload:
+        limit = services.max_upload_bytes
+        async with AsyncExitStack() as stack:
+            with services.place_to_receive():
+                upload = await stack.enter_async_context(
+                    receive(request, services.uploads, file_field="file", max_bytes=limit)
+                )
             options = parse_options(request.query_params.multi_items(), upload.fields)
             wanted = options.to_request(upload.path, name=upload.name, served=services.model_names, weight=key.weight)
             mark = fingerprint(upload.sha256, options.model_dump())
@@ -77,7 +83,7 @@ def router(services: Services) -> APIRouter:
     @services.limits.transcription
     async def transcribe_url(request: Request, key: ApiKey = authenticated) -> Response:
         begin = time.perf_counter()
-        services.check_capacity()
+        services.check_capacity(retry="Idempotency-Key" in request.headers)
         if request.query_params:
             raise InvalidParameter("send every parameter in the JSON body", next(iter(request.query_params)))
         options = validated(UrlOptions, await _json(request))
@@ -87,7 +93,9 @@ def router(services: Services) -> APIRouter:
 
         async def fetch_and_answer() -> Response:
             try:
-                await services.fetcher.fetch(options.url, path)
+                with services.place_to_receive():
+                    await asyncio.to_thread(services.uploads.mkdir, mode=0o700, exist_ok=True)
+                    await services.fetcher.fetch(options.url, path)
                 return await _answer(services, wanted, options, begin)
             finally:
                 with suppress(FileNotFoundError):
@@ -131,7 +139,7 @@ async def _transcribe(services: Services, wanted: TranscriptionRequest) -> Done:
 
 async def _json(request: Request) -> dict[str, Any]:
     body = bytearray()
-    async for data in request.stream():
+    async for data in arriving(request):
         body += data
         if len(body) > _JSON_BYTES:
             raise UploadTooLarge(f"the JSON body has more than {_JSON_BYTES} bytes")

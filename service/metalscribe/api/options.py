@@ -78,8 +78,9 @@ class NativeOptions(BaseModel):
             InvalidParameter: a value that the service does not know or cannot do.
         """
         if self.model is not None and self.model not in served:
+            # Only the first name: the others may say where the operator keeps the model.
             raise InvalidParameter(
-                f"model={self.model} is not served here; leave it out, or send {', '.join(served)}", "model"
+                f"model={self.model} is not served here; leave it out, or send {next(iter(served))}", "model"
             )
         if self.diarize:
             raise InvalidParameter("diarize=true: speaker diarization is not installed on this service", "diarize")

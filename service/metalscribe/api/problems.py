@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -111,8 +112,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, on_disconnect)
 
 
-def unexpected(request: Request, error: Exception) -> Response:
-    """The answer to a defect of the service itself."""
+def unexpected(request: Request, error: BaseException) -> Response:
+    """The answer to a defect of the service itself, and to a request that the service could not wait for at its end."""
+    if isinstance(error, asyncio.CancelledError):
+        return problem(errors.ShuttingDown("the service is shutting down; send the request again in a moment"), request)
     _log.error("unexpected error", exc_info=error)
     detail = "the service met an unexpected error; its log tells more under this request_id"
     return _response(request, 500, "internal_error", "Internal error", detail, {}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -40,10 +41,10 @@ class RequestLog:
 
     Args:
         app: what to serve.
-        on_error: the answer to an exception that nothing else has caught.
+        on_error: the answer to an exception that nothing else has caught, or to the cancellation that ends a shutdown.
     """
 
-    def __init__(self, app: ASGIApp, on_error: Callable[[Request, Exception], Response]) -> None:
+    def __init__(self, app: ASGIApp, on_error: Callable[[Request, BaseException], Response]) -> None:
         self._app = app
         self._on_error = on_error
 
@@ -78,7 +79,7 @@ class RequestLog:
 
         try:
             await self._app(scope, receive_counted, send_marked)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if status != 499:
                 raise  # half an answer is out; the server must break the connection
             await self._on_error(Request(scope), error)(scope, receive_counted, send_marked)

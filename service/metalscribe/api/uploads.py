@@ -93,17 +93,7 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
     try:
         async with NewFile(path) as file:
             form = _Form(boundary, file_field, max_bytes, Upload(path, "audio"))
-            stream = request.stream().__aiter__()
-            while True:
-                try:
-                    async with asyncio.timeout(_STALL_SECONDS):
-                        data = await anext(stream, None)
-                except TimeoutError:
-                    raise UploadStalled(
-                        f"nothing came for {_STALL_SECONDS:g} seconds in the middle of the upload"
-                    ) from None
-                if data is None:
-                    break
+            async for data in arriving(request):
                 for piece in form.feed(data):
                     await file.write(piece)
             upload = form.finish()
@@ -112,6 +102,25 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
         # NewFile has removed what is incomplete; this is the end of a complete file that nobody took over.
         if upload is None or not upload.handed_over:
             path.unlink(missing_ok=True)
+
+
+async def arriving(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes.
+
+    Raises:
+        UploadStalled: nothing came for a minute.
+        ClientDisconnect: the caller left.
+    """
+    stream = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(_STALL_SECONDS):
+                data = await anext(stream, None)
+        except TimeoutError:
+            raise UploadStalled(f"nothing came for {_STALL_SECONDS:g} seconds in the middle of the upload") from None
+        if data is None:
+            return
+        yield data
 
 
 class _Form:

@@ -91,7 +91,8 @@ class Desk:
             await self._keep(name, mark, response)
             return response
         finally:
-            self._running.pop(name, None)
+            if self._running.get(name) is not None and self._running[name].task is asyncio.current_task():
+                del self._running[name]
 
     async def _keep(self, name: tuple[str, str], mark: str, response: Response) -> None:
         try:
@@ -126,6 +127,9 @@ class Desk:
             work.callers -= 1
             if not work.callers and not work.task.done():
                 _log.info("cancelled", reason="the caller left")
+                # Who comes back from now on must not attach to what is being torn down.
+                for name in [name for name, running in self._running.items() if running is work]:
+                    del self._running[name]
                 work.task.cancel()
                 await asyncio.wait({work.task})
 

@@ -44,8 +44,9 @@ def demo() -> None:
     console.print("[bold]1.[/] Making an API key …")
     key = asyncio.run(_make_key(settings))
     console.print(f"[bold]2.[/] Starting the service on {base} …")
-    with _service(settings, port) as log:
-        _wait_until_alive(base, log)
+    log = settings.state_dir / "demo.log"
+    with _service(port, log) as service:
+        _wait_until_alive(base, service, log)
         console.print(f"[bold]3.[/] Loading the model {settings.model!r} and transcribing the sample …\n")
         with importlib.resources.as_file(
             importlib.resources.files("metalscribe") / "samples" / "sample.flac"
@@ -91,9 +92,8 @@ def _free_port(settings: Settings) -> int:
 
 
 @contextlib.contextmanager
-def _service(settings: Settings, port: int) -> Iterator[Path]:
-    """The service as a process of its own, exactly as an operator starts it; yields its log."""
-    log = settings.state_dir / "demo.log"
+def _service(port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The service as a process of its own, exactly as an operator starts it."""
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
             [sys.executable, "-m", "metalscribe", "serve", "--host", "127.0.0.1", "--port", str(port)],
@@ -101,7 +101,7 @@ def _service(settings: Settings, port: int) -> Iterator[Path]:
             stderr=output,
         )
         try:
-            yield log
+            yield process
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -110,14 +110,15 @@ def _service(settings: Settings, port: int) -> Iterator[Path]:
                 process.kill()
 
 
-def _wait_until_alive(base: str, log: Path) -> None:
+def _wait_until_alive(base: str, service: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and service.poll() is None:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{base}/healthz", timeout=2).is_success:
+            if httpx.get(f"{base}/healthz", timeout=2, trust_env=False).is_success:
                 return
         time.sleep(0.1)
-    raise MetalscribeError(f"the service did not start within {_START_SECONDS:g} s; its log is {log}")
+    lines = log.read_text(errors="replace").strip().splitlines()
+    raise MetalscribeError(f"the service did not start; {log} ends with: {lines[-1] if lines else 'nothing'}")
 
 
 def _transcribe(base: str, key: str, sample: Path) -> tuple[dict[str, float], float]:
@@ -128,6 +129,7 @@ def _transcribe(base: str, key: str, sample: Path) -> tuple[dict[str, float], fl
             headers={"X-API-Key": key},
             files={"file": (sample.name, file)},
             timeout=_ANSWER_SECONDS,
+            trust_env=False,
         )
     seconds = time.perf_counter() - begin
     if not response.is_success:

@@ -12,6 +12,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from metalscribe.api.services import Services
 from metalscribe.app import create_app
 from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.log import configure_logging
@@ -107,6 +108,10 @@ class _DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._grace = grace
+        self._cancelling: asyncio.Task[None] | None = None
+
+    def _cancel(self, services: Services) -> None:
+        self._cancelling = asyncio.create_task(services.engine.close(), name="shutdown")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second Ctrl-C does not wait."""
@@ -116,7 +121,7 @@ class _DrainingServer(uvicorn.Server):
             services.draining = True
             _log.info("shutting down", running=services.engine.status.requests, grace_seconds=self._grace)
             loop = asyncio.get_running_loop()
-            loop.call_later(self._grace, lambda: loop.create_task(services.engine.close()))
+            loop.call_later(self._grace, self._cancel, services)
         # Not uvicorn's own handler: that one raises the signal again at the end, and a service that was told to stop
         # and did has exit status 0.
         self.force_exit = self.should_exit and sig == signal.SIGINT

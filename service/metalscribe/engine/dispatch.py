@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -183,26 +184,20 @@ class Dispatcher:
     # --- dispatching ---
 
     async def _dispatch(self) -> None:
-        waiting_since: float | None = None
         while True:
             timeout = self._until_next_check()
-            try:
+            with suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it loses a cancellation that arrives together with the event.
                 async with asyncio.timeout(timeout):
                     await self._wake.wait()
-            except TimeoutError:
-                self._kill_if_hung()
             self._wake.clear()
-            if not len(self._scheduler):
-                waiting_since = None
+            self._kill_if_hung()
+            if len(self._scheduler) and self.model.state is not ModelState.READY:
+                self._wait_for_model()
                 continue
-            if self.model.state is not ModelState.READY:
-                waiting_since = waiting_since or time.monotonic()
-                self._wait_for_model(waiting_since)
-                continue
-            waiting_since = None
             while len(self._scheduler) and len(self._running) < _DEPTH[self._device]:
-                await self._send_batch()
+                if not await self._send_batch():
+                    break
 
     def _dispatcher_ended(self, task: asyncio.Task[None]) -> None:
         """A defect must neither pass in silence nor leave callers waiting."""
@@ -219,41 +214,48 @@ class Dispatcher:
             return max(0.1, min(batch.deadline for batch in self._running.values()) - time.monotonic())
         return 1.0 if len(self._scheduler) else None
 
-    def _wait_for_model(self, since: float) -> None:
+    def _wait_for_model(self) -> None:
         self.model.want()
         if self.model.state is ModelState.FAILED:
-            reason = f"the model could not be loaded: {self.model.detail}"
-        elif time.monotonic() - since > self._load_timeout:
-            if self.model.state is ModelState.LOADING:
-                self.model.kill(f"loading took longer than {self._load_timeout:g} s")
-            reason = (
-                f"the model was not ready within {self._load_timeout:g} s ({self.model.state}: {self.model.detail})"
-            )
-        else:
+            self._fail_all(ModelUnavailable(f"the model could not be loaded: {self.model.detail}", retry_after=30.0))
             return
-        self._fail_all(ModelUnavailable(reason, retry_after=30.0))
+        late = self._scheduler.take_older_than(self._load_timeout)
+        if not late:
+            return
+        reason = f"the model was not ready within {self._load_timeout:g} s ({self.model.state}: {self.model.detail})"
+        if self.model.state is ModelState.LOADING:
+            self.model.kill(f"loading took longer than {self._load_timeout:g} s")
+        for waiting in late:
+            self._fail(waiting.row.row, ModelUnavailable(reason, retry_after=30.0))
 
-    async def _send_batch(self) -> None:
+    async def _send_batch(self) -> bool:
+        """Hand the next batch over; False where the process did not take it."""
         rows = self._scheduler.take(self._limit)
-        if not rows:
-            return
         batch = next(self._ids)
         now = time.monotonic()
-        seconds = sum(row.seconds for row in rows)
-        self._running[batch] = _Running(
-            {row.row.row: row for row in rows}, len(rows), now, now + self._patience(len(rows)), seconds
+        running = _Running(
+            {row.row.row: row for row in rows},
+            len(rows),
+            now,
+            now + self._patience(len(rows)),
+            sum(row.seconds for row in rows),
         )
+        self._running[batch] = running
         try:
             for source in {row.row.source for row in rows}:
                 await self._introduce(source)
             await self.model.send(Batch(batch, rows[0].options, [row.row for row in rows]))
         except ChannelClosed:
-            return  # _model_changed queues the batch again
+            # The process is gone: its end has queued the rows again, or is about to be noticed.
+            if self._running.pop(batch, None) is not None:
+                self._put_back(running)
+            return False
         except ValueError as error:
             # Too large for a message: a prompt beyond reason.
             self._running.pop(batch, None)
             for row in rows:
                 self._fail(row.row.row, EngineFailed(f"the request cannot be handed to the model: {error}"))
+        return True
 
     async def _introduce(self, source: int) -> None:
         known = self._sources.get(source)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +19,10 @@ import structlog
 from metalscribe.channel import Channel, ChannelClosed
 from metalscribe.engine.interface import ModelState
 from metalscribe.engine.messages import FromModel, Heartbeat, Load, Loaded, LoadFailed
+from metalscribe.media.decode import signal_name
 
 _SILENCE_SECONDS: Final = 20.0
 """A process that sends no heartbeat for so long is stuck (stopped, swapping, its interpreter blocked)."""
-
-_RETRY_FAILED_SECONDS: Final = 10.0
-"""A load that failed is not tried again sooner, however many requests ask."""
 
 _log = structlog.get_logger(__name__)
 
@@ -72,14 +69,11 @@ class ModelProcess:
         self._life: asyncio.Task[None] | None = None
         self._last_sign = 0.0
         self._last_work = 0.0
-        self._failed_at = -_RETRY_FAILED_SECONDS
         self._unload_requested = False
 
     def want(self) -> None:
-        """Load the model unless that is under way, done, or failed a moment ago."""
+        """Load the model unless that is under way or done; a load that fails is tried again and again."""
         if self._life is not None and not self._life.done():
-            return
-        if self.state is ModelState.FAILED and time.monotonic() - self._failed_at < _RETRY_FAILED_SECONDS:
             return
         self._change(ModelState.LOADING)
         # A context of its own: the model outlives the request that wanted it, and its log lines shall not name that one.
@@ -121,29 +115,35 @@ class ModelProcess:
     async def _live(self) -> None:
         self._unload_requested = False
         try:
-            while True:
-                failure = await self._load()
-                if failure is None:
-                    break
-                if not failure.out_of_memory:
-                    self._fail(failure.detail)
-                    return
-                self._change(ModelState.WAITING_FOR_GPU, failure.detail)
+            while not await self._loaded():  # noqa: ASYNC110  (a timer, not a poll for an event)
+                # Whatever it was, it may be over by then: memory given back, a driver reloaded, a model mended.
                 await asyncio.sleep(self._options.gpu_poll_interval_secs)
             self.worked()
             self._change(ModelState.READY)
             await self._serve()
         except (ChannelClosed, msgspec.DecodeError):
             status = await self._end()
-            if self.state is ModelState.LOADING:
-                self._fail(f"the model's process died while loading ({_describe(status)})")
-                return
             _log.error("model process died", status=_describe(status))
             self._change(ModelState.UNLOADED, f"the model's process died ({_describe(status)})")
         finally:
             await self._end()
             if self._unload_requested is False and self.state is ModelState.READY:
                 self._change(ModelState.UNLOADED)
+
+    async def _loaded(self) -> bool:
+        """Try to load once; a failure is in :attr:`state` and :attr:`detail`."""
+        try:
+            failure = await self._load()
+        except (ChannelClosed, msgspec.DecodeError):
+            killed = self.detail
+            status = _describe(await self._end())
+            failure = LoadFailed(killed or f"the model's process died while loading ({status})", out_of_memory=False)
+        if failure is None:
+            return True
+        _log.error("model failed to load", model=self._options.name, reason=failure.detail)
+        waiting = ModelState.WAITING_FOR_GPU if failure.out_of_memory else ModelState.FAILED
+        self._change(waiting, failure.detail)
+        return False
 
     async def _load(self) -> LoadFailed | None:
         await self._end()
@@ -231,11 +231,6 @@ class ModelProcess:
                 process.kill()
         return await waiting
 
-    def _fail(self, detail: str) -> None:
-        self._failed_at = time.monotonic()
-        _log.error("model failed to load", model=self._options.name, reason=detail)
-        self._change(ModelState.FAILED, detail)
-
     def _change(self, state: ModelState, detail: str = "") -> None:
         if (state, detail) != (self.state, self.detail):
             self.state, self.detail = state, detail
@@ -245,9 +240,12 @@ class ModelProcess:
 def _describe(status: int | None) -> str:
     if status is None:
         return "no status"
-    return signal.Signals(-status).name if status < 0 else f"status {status}"
+    return signal_name(-status) if status < 0 else f"status {status}"
 
 
 def _environment() -> dict[str, str]:
-    """The service's environment without its secrets and settings, which the model's process has no use for."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("METALSCRIBE_")}
+    """What the model's process may know: where things are, and what concerns the GPU and threads. No secrets."""
+    prefixes = ("CUDA_", "NVIDIA_", "OMP_", "MKL_", "CT2_", "LC_")
+    names = {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", "TZ"}
+    kept = {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
+    return kept | {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}

@@ -80,6 +80,13 @@ class Scheduler:
         rows, self._rows = self._rows, []
         return rows
 
+    def take_older_than(self, seconds: float) -> list[WaitingRow]:
+        """Take out the rows that have waited longer."""
+        limit = self._clock() - seconds
+        late = [waiting for waiting in self._rows if waiting.since < limit]
+        self._rows = [waiting for waiting in self._rows if waiting.since >= limit]
+        return late
+
     def take(self, limit: int) -> list[WaitingRow]:
         """The next batch, at most ``limit`` rows with the same options, most urgent first; empty when nothing waits."""
         now = self._clock()

@@ -101,7 +101,7 @@ class Worker:
             for result in model.decode(clips, batch.options, self._wanted) if clips else []:
                 self._send(result)
         except (RuntimeError, ValueError, MemoryError) as error:
-            if _is_sticky(error):
+            if model.device == "cuda" and isinstance(error, RuntimeError) and not _is_out_of_memory(error):
                 # The CUDA context is lost and every later call would fail: die, and be started anew.
                 raise
             self._send(BatchFailed(batch.batch, f"{type(error).__name__}: {error}"[:2000], _is_out_of_memory(error)))
@@ -113,9 +113,10 @@ class Worker:
 
     def _samples(self, source: int, start: int, length: int) -> _Samples | None:
         """A copy of a row's samples, or None where its source is gone."""
-        if source not in self._sources:
+        known = self._sources.get(source)  # once: the listener may remove it at any moment
+        if known is None:
             return None
-        ring, capacity = self._sources[source]
+        ring, capacity = known
         at = start % capacity
         first = min(length, capacity - at)
         return np.concatenate([ring[at : at + first], ring[: length - first]])
@@ -160,11 +161,8 @@ def _return_memory() -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-
-
-def _is_sticky(error: BaseException) -> bool:
-    return "cuda" in str(error).lower() and not _is_out_of_memory(error)
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "alloc_failed" in text
 
 
 def main() -> None:

@@ -37,6 +37,9 @@ _EVENT_WAIT_MS = 1
 _MAX_EVENTS = 256
 
 
+_CLOSE_SECONDS = 1.0
+
+
 class Nvml:
     """A session with the NVIDIA driver, opened at the first question; a context manager that closes it.
 
@@ -61,9 +64,13 @@ class Nvml:
         self.close()
 
     def close(self) -> None:
-        """Let go of the driver; the next question opens a new session."""
-        with self._lock:
+        """Let go of the driver; the next question opens a new session. A driver that hangs is left alone after a second."""
+        if not self._lock.acquire(timeout=_CLOSE_SECONDS):
+            return
+        try:
             self._end()
+        finally:
+            self._lock.release()
 
     def report(self) -> GpuReport:
         """Return the health of the driver and of every GPU. Blocks. What goes wrong is in the report, never raised."""

@@ -46,9 +46,12 @@ _FORBIDDEN: Final = (
     *("open", "openat", "openat2", "creat", "link", "linkat", "symlink", "symlinkat", "unlink", "unlinkat", "rename"),
     *("renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "mknod", "mknodat", "chmod", "fchmod", "fchmodat", "chown"),
     *("fchown", "lchown", "fchownat", "truncate", "mount", "umount2", "chroot", "pivot_root", "chdir", "fchdir"),
-    *("open_by_handle_at", "memfd_create", "inotify_init1", "fanotify_init"),
+    *("fchmodat2", "utime", "utimes", "utimensat", "futimesat", "setxattr", "lsetxattr", "fsetxattr", "removexattr"),
+    *("lremovexattr", "fremovexattr", "open_by_handle_at", "memfd_create", "inotify_init1", "fanotify_init"),
     # sockets
     *("socket", "socketpair", "connect", "bind", "listen", "accept", "accept4"),
+    # shared memory and queues with names
+    *("shmget", "shmat", "msgget", "semget", "mq_open"),
     # limits and privileges
     *("setrlimit", "setuid", "setgid", "setresuid", "setresgid", "setgroups", "capset", "sched_setaffinity"),
     # the kernel's less trodden paths
@@ -81,19 +84,27 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def leave_network() -> Confinement:
+def leave_network(seccomp: ModuleType | None) -> Confinement:
     """Move into an empty network namespace: with privileges directly, without them through a user namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     reason = ""
     for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET):
         if libc.unshare(flags) == 0:
-            return Confinement(network_namespace=True, reason="", seccomp=_seccomp() is not None)
+            return Confinement(network_namespace=True, reason="", seccomp=seccomp is not None)
         reason = os.strerror(ctypes.get_errno())
-    return Confinement(network_namespace=False, reason=reason, seccomp=_seccomp() is not None)
+    return Confinement(network_namespace=False, reason=reason, seccomp=seccomp is not None)
 
 
-def confine(limits: Limits) -> None:
-    """Shut this process in; from here on it has what it holds and nothing else."""
+def confine(limits: Limits, seccomp: ModuleType | None) -> None:
+    """Shut this process in; from here on it has what it holds and nothing else.
+
+    Args:
+        limits: what it may use.
+        seccomp: :func:`load_seccomp`'s answer, asked for while files could still be opened.
+
+    Raises:
+        OSError: the kernel refuses one of the fences.
+    """
     present = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     space = present + limits.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
@@ -105,13 +116,11 @@ def confine(limits: Limits) -> None:
     os.nice(5)  # the front end answers first
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-    _filter_system_calls()
+    if seccomp is not None:
+        _filter_system_calls(seccomp)
 
 
-def _filter_system_calls() -> None:
-    seccomp = _seccomp()
-    if seccomp is None:
-        return
+def _filter_system_calls(seccomp: ModuleType) -> None:
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
     refused = seccomp.ERRNO(errno.EPERM)
     for name in _FORBIDDEN:
@@ -122,12 +131,12 @@ def _filter_system_calls() -> None:
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")  # the C library then takes clone, which is refused
     # prlimit64 may read a limit (a null new value), not set one.
     rules.add_rule(refused, "prlimit64", seccomp.Arg(2, seccomp.NE, 0))
-    for name in ("kill", "tgkill"):
+    for name in ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
         rules.add_rule(refused, name, seccomp.Arg(0, seccomp.NE, os.getpid()))
     rules.load()
 
 
-def _seccomp() -> ModuleType | None:
+def load_seccomp() -> ModuleType | None:
     """The binding to libseccomp, None where the library is not installed."""
     try:
         import pyseccomp  # noqa: PLC0415  (it raises where the library is missing)

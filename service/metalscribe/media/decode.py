@@ -28,6 +28,7 @@ from metalscribe.errors import (
     MetalscribeError,
     NoAudioTrack,
     ShuttingDown,
+    TryLater,
     UndecodableMedia,
     UnsupportedMedia,
     UploadTooLarge,
@@ -41,6 +42,7 @@ from metalscribe.media.messages import (
     Exited,
     Failed,
     Limits,
+    Refused,
     Release,
     RingFull,
     SandboxMessage,
@@ -121,11 +123,26 @@ class DecodeSession:
                 self._on_burst_over()
                 continue
             if isinstance(message, Chunk):
+                self._check(message)
                 self._written = message.start + message.length
             yield message
             if isinstance(message, Ended):
                 self._on_burst_over()
                 return
+
+    def _check(self, chunk: Chunk) -> None:
+        """A decoder that a file has taken over may say anything; what it says must at least be possible."""
+        sources = [piece.source for piece in chunk.pieces]
+        sound = (
+            chunk.start == self._written
+            and 0 < chunk.length <= self.capacity - self._unreleased
+            and sum(piece.length for piece in chunk.pieces) == chunk.length
+            and all(piece.length > 0 for piece in chunk.pieces)
+            and sources == sorted(sources)
+            and sources[0] >= 0
+        )
+        if not sound:
+            raise msgspec.DecodeError("a chunk that cannot be")
 
     async def _next(self) -> DecoderMessage:
         receive = asyncio.ensure_future(self._channel.areceive())
@@ -305,6 +322,11 @@ class DecoderPool:
                             _kill(descriptors[0])
                         else:
                             started.set_result(descriptors[0])
+                    case Refused(ticket=ticket, reason=reason):
+                        _log.error("decoder refused", reason=reason)
+                        refused = self._decoders.pop(ticket).started
+                        if not refused.done():
+                            refused.set_exception(TryLater("this machine cannot start another decoder now"))
                     case Exited(ticket=ticket, status=status):
                         self._decoders.pop(ticket).exited.set_result(status)
         except ChannelClosed:
@@ -388,8 +410,16 @@ def _epitaph(status: int) -> str:
     if status == -signal.SIGXCPU:
         return "decoding this file takes more processor time than one recording may have"
     if status < 0:
-        return f"the decoder crashed on this file ({signal.Signals(-status).name}); it is damaged or made to do harm"
+        return f"the decoder crashed on this file ({signal_name(-status)}); it is damaged or made to do harm"
     return f"the decoder gave up on this file (status {status}); it is damaged or made to do harm"
+
+
+def signal_name(number: int) -> str:
+    """A signal's name; real-time ones have a number only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _environment() -> dict[str, str]:

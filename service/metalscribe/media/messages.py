@@ -46,6 +46,13 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     ticket: int
 
 
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Sandbox to service: the machine has no process left for this decoder."""
+
+    ticket: int
+    reason: str
+
+
 class Exited(msgspec.Struct, frozen=True, tag="exited"):
     """Sandbox to service: the decoder ended, with an exit code, or a negative signal number."""
 
@@ -61,7 +68,7 @@ class Confinement(msgspec.Struct, frozen=True, tag="confinement"):
     seccomp: bool
 
 
-SandboxMessage = Started | Exited | Confinement
+SandboxMessage = Started | Refused | Exited | Confinement
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):

@@ -23,6 +23,7 @@ import sys
 import wave
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import ModuleType
 from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from metalscribe.channel import Channel, ChannelClosed
 from metalscribe.errors import MetalscribeError, UndecodableMedia, UploadTooLarge
-from metalscribe.media.confinement import confine, die_with_parent, leave_network
+from metalscribe.media.confinement import confine, die_with_parent, leave_network, load_seccomp
 from metalscribe.media.messages import (
     Chunk,
     Decode,
@@ -40,6 +41,7 @@ from metalscribe.media.messages import (
     Failed,
     Opened,
     Piece,
+    Refused,
     Release,
     RingFull,
     Started,
@@ -145,7 +147,7 @@ def _decode(order: Decode, channel: Channel[Release], file: BinaryIO, stage: Sta
         channel.send(Failed(UndecodableMedia.code, "decoding needs more memory than one recording may have"))
 
 
-def _become_decoder(order: Decode, descriptors: list[int], factory: StageFactory) -> None:
+def _become_decoder(order: Decode, descriptors: list[int], factory: StageFactory, seccomp: ModuleType | None) -> None:
     """The life of the forked process; never returns."""
     status = 70  # EX_SOFTWARE
     channel: Channel[Release] = Channel(socket.socket(fileno=descriptors[0]), Release)
@@ -164,7 +166,7 @@ def _become_decoder(order: Decode, descriptors: list[int], factory: StageFactory
             os.dup2(nowhere.fileno(), 2)  # nobody may forge the service's log
         # What needs a descriptor of its own (the ring's mapping, a stage's model file) comes before the doors close.
         stage = factory(order.options, _RingOutput(channel, descriptors[2], order.capacity))
-        confine(order.limits)
+        confine(order.limits, seccomp)
         with os.fdopen(descriptors[1], "rb", buffering=0) as file:
             _decode(order, channel, file, stage)
         status = 0
@@ -187,10 +189,11 @@ class Sandbox:
         self._channel = channel
         self._stages = stages
         self._selector = selectors.DefaultSelector()
+        self._seccomp = load_seccomp()
 
     def run(self) -> None:
         """Serve until the channel closes."""
-        self._channel.send(leave_network())
+        self._channel.send(leave_network(self._seccomp))
         self._selector.register(self._channel.fileno(), selectors.EVENT_READ)
         try:
             while True:
@@ -204,9 +207,16 @@ class Sandbox:
 
     def _fork(self, order: Decode, descriptors: list[int]) -> None:
         factory = self._stages[order.stage]
-        process = os.fork()
+        try:
+            process = os.fork()
+        except OSError as error:
+            # No process or memory left on this machine: this recording has to wait, the others go on.
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._channel.send(Refused(order.ticket, os.strerror(error.errno or 0)))
+            return
         if process == 0:
-            _become_decoder(order, descriptors, factory)
+            _become_decoder(order, descriptors, factory, self._seccomp)
         for descriptor in descriptors:
             os.close(descriptor)
         handle = os.pidfd_open(process)

@@ -31,11 +31,11 @@ def _srt_cue(number: int, cue: Cue) -> str:
 
 def _vtt_cue(cue: Cue) -> str:
     # A voice span that holds the whole cue needs no end tag.
-    voice = f"<v {_escaped(cue.speaker)}>" if cue.speaker else ""
+    voice = f"<v {_escaped(cue.speaker).replace('>', '&gt;')}>" if cue.speaker else ""
     text = voice + "\n".join(_escaped(line) for line in cue.lines)
     return f"{vtt_timestamp(cue.start_ms)} --> {vtt_timestamp(cue.end_ms)}\n{text}\n"
 
 
 def _escaped(text: str) -> str:
-    """Cue text and tag annotations take the same character references."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """The two characters that begin something in cue text; an arrow cannot occur there any more."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
