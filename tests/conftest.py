@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import struct
 import time
@@ -16,6 +17,16 @@ import pytest
 from numpy.typing import NDArray
 
 from common import DATA, Eventually, MakeWav
+
+
+def pytest_configure() -> None:
+    # Debian 12's Python (3.11.2) fails to parse a module when garbage collection formats a traceback meanwhile
+    # (https://github.com/python/cpython/issues/106905); pytest parses every test module.
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

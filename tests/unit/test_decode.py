@@ -32,7 +32,7 @@ from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
 STAGES = Path(__file__).parent / "decoder_stages"
 MISBEHAVING = (
     *("Account", "BusyLoop", "Descend", "Escape", "FalseAlarm", "Garbage", "Gifts", "Hoarder", "Killed", "Raising"),
-    *("Sizes", "Standstill"),
+    *("Impossible", "Sizes", "Standstill"),
 )
 CAPACITY = 4 * BLOCK
 MEDIA_ERRORS = (UnsupportedMedia, UndecodableMedia, NoAudioTrack, UploadTooLarge)
@@ -482,16 +482,42 @@ async def test_descriptors_from_a_decoder_are_not_kept(start_pool: StartPool, no
 
 
 async def test_a_decoder_can_open_nothing_and_knows_no_secret(
-    start_pool: StartPool, noise: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
+    start_pool: StartPool, noise: Callable[[float], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METALSCRIBE_API_KEY", "secret")
     monkeypatch.setenv("A_SECRET_OF_SOMEBODY_ELSE", "secret")
+    target = tmp_path / "target"
+    target.write_text("untouched")
+    before = target.stat()
     pool = await start_pool()
-    (results,) = await run_stage(pool, noise(1.0), "Escape")
-    assert results.size == 11
-    assert not results.any()
+    (results,) = await run_stage(pool, noise(1.0), "Escape", target=str(target))
+    assert results.size == 19
+    assert not results.any(), results
+    assert target.stat() == before
     environment = sandbox_of(pool).environ()
     assert "secret" not in environment.values()
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (0, 0, []),
+        (0, -5, [(0, -5)]),
+        (0, 10 * CAPACITY, [(0, 10 * CAPACITY)]),
+        (512, 512, [(0, 512)]),
+        (0, 512, []),
+        (0, 512, [(0, 511)]),
+        (0, 512, [(100, 256), (0, 256)]),
+        (0, 512, [(-1, 512)]),
+    ],
+)
+async def test_a_chunk_that_cannot_be_is_not_believed(
+    start_pool: StartPool, noise: Callable[[float], Path], chunk: tuple[int, int, list[tuple[int, int]]]
+) -> None:
+    pool = await start_pool()
+    async with asyncio.timeout(10):
+        with pytest.raises(UndecodableMedia):
+            await run_stage(pool, noise(1.0), "Impossible", chunk=chunk)
 
 
 async def test_a_decoder_leaves_no_descendants(

@@ -47,6 +47,8 @@ class Desk:
     def __init__(self, answers: IdempotencyStore) -> None:
         self._answers = answers
         self._running: dict[tuple[str, str], _Work] = {}
+        # Held from the question whether a request is known to the claim to it, so that two cannot both find it is not.
+        self._claiming = asyncio.Lock()
 
     async def serve(self, request: Request, key: ApiKey, mark: str, answer: Answer) -> Response:
         """Answer a request.
@@ -66,22 +68,18 @@ class Desk:
         if header is None:
             return await self._wait(request, _Work(mark, asyncio.create_task(_run(answer))))
         name = (key.id, checked_idempotency_key(header))
-        work = self._running.get(name)
-        if work is None:
-            stored = await self._answers.get(*name)
-            if stored is not None:
-                _require_same(stored.fingerprint, mark)
-                return Response(
-                    stored.body,
-                    stored.status,
-                    {**stored.headers, "Idempotent-Replayed": "true"},
-                    stored.media_type,
-                )
-            # Between the question to the store and here another caller may have begun.
+        async with self._claiming:
             work = self._running.get(name)
+            stored = await self._answers.get(*name) if work is None else None
+            if work is None and stored is None:
+                work = _Work(mark, asyncio.create_task(self._run_once(name, mark, answer)))
+                self._running[name] = work
+        if stored is not None:
+            _require_same(stored.fingerprint, mark)
+            headers = {**stored.headers, "Idempotent-Replayed": "true"}
+            return Response(stored.body, stored.status, headers, stored.media_type)
         if work is None:
-            work = _Work(mark, asyncio.create_task(self._run_once(name, mark, answer)))
-            self._running[name] = work
+            raise RuntimeError("neither running nor answered")
         _require_same(work.fingerprint, mark)
         return await self._wait(request, work)
 
@@ -89,10 +87,18 @@ class Desk:
         try:
             response = await answer()
             await self._keep(name, mark, response)
-            return response
-        finally:
-            if self._running.get(name) is not None and self._running[name].task is asyncio.current_task():
-                del self._running[name]
+            async with self._claiming:  # whoever asks now finds it stored
+                self._forget(name)
+        except BaseException:
+            self._forget(name)
+            raise
+        return response
+
+    def _forget(self, name: tuple[str, str]) -> None:
+        """End the present task's claim to the name; another may have taken it over."""
+        running = self._running.get(name)
+        if running is not None and running.task is asyncio.current_task():
+            del self._running[name]
 
     async def _keep(self, name: tuple[str, str], mark: str, response: Response) -> None:
         try:

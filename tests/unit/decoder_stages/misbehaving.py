@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metalscribe.media.messages import Decoded, Piece, RingFull
+from metalscribe.media.messages import Chunk, Decoded, Piece, RingFull
 
 Samples = NDArray[np.float32]
 
@@ -107,9 +109,37 @@ class Escape(Idle):
             run_a_program,
             lambda: next(name for name in os.environ if name.startswith("METALSCRIBE_")),
             lambda: os.environ["A_SECRET_OF_SOMEBODY_ELSE"],
+            # a signal to the sandbox, by every call that sends one
+            *(partial(system_call, number, os.getppid(), 0) for number in (_KILL, _TKILL)),
+            partial(system_call, _TGKILL, os.getppid(), os.getppid(), 0),
+            # files by path, without opening them
+            lambda: os.utime(self.options["target"]),
+            lambda: os.setxattr(self.options["target"], "user.marked", b"1"),
+            lambda: Path(self.options["target"]).chmod(0o777),
+            lambda: Path(self.options["target"]).unlink(),
+            # the limits themselves
+            lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
         ]
         results = [float(succeeds(attempt)) for attempt in attempts]
         self.output.put(np.array(results, np.float32), [Piece(0, len(results))])
+
+
+_KILL, _TKILL, _TGKILL = 62, 200, 234  # on x86-64
+
+
+def system_call(number: int, *arguments: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).syscall(number, *arguments) != 0:
+        raise OSError(ctypes.get_errno(), "refused")
+
+
+class Impossible(Idle):
+    """Tells of a chunk that cannot be."""
+
+    def feed(self, block: Samples) -> None:
+        start, length, pieces = self.options["chunk"]
+        self.output._channel.send(Chunk(start, length, [Piece(*piece) for piece in pieces]))
+        while True:
+            signal.pause()
 
 
 class Descend(Idle):
@@ -146,7 +176,7 @@ class Account(Idle):
 def succeeds(attempt: Callable[[], object]) -> bool:
     try:
         attempt()
-    except (OSError, LookupError, StopIteration):
+    except (ValueError, OSError, LookupError, StopIteration):
         return False
     return True
 
