@@ -25,9 +25,10 @@ from metalscribe.errors import (
     UnsupportedMedia,
     UploadTooLarge,
 )
-from metalscribe.media.decode import EVERYTHING, DecoderPool, DecodeSession
+from metalscribe.media.decode import EVERYTHING, DecoderPool
 from metalscribe.media.messages import Chunk, Decoded, Ended, Limits, Opened, Piece
 from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
+from metalscribe.media.session import DecodeSession
 
 STAGES = Path(__file__).parent / "decoder_stages"
 MISBEHAVING = (

@@ -15,9 +15,10 @@ from metalscribe.engine.dispatch import Dispatcher, Outcome
 from metalscribe.engine.messages import DecodeOptions, RowDone
 from metalscribe.engine.scheduler import Ticket
 from metalscribe.engine.timeline import Timeline, place_words, segments_of
-from metalscribe.media.decode import DecoderPool, DecodeSession
+from metalscribe.media.decode import DecoderPool
 from metalscribe.media.messages import Chunk, Decoded, Ended, Opened
 from metalscribe.media.pcm import SAMPLE_RATE
+from metalscribe.media.session import DecodeSession
 from metalscribe.transcript import (
     Done,
     Event,
