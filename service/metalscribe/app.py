@@ -6,7 +6,7 @@ import asyncio
 import importlib.metadata
 import ipaddress
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         app.include_router(health.router(services))
         stack.push_async_callback(engine.close)
         await engine.start()
-        purge = asyncio.create_task(_purge(answers, keeping), name="purge")
-        stack.callback(purge.cancel)
+        await stack.enter_async_context(_purging(answers, keeping))
         yield
 
 
@@ -189,11 +188,27 @@ async def _rate_limited(request: Request, error: Exception) -> Response:
     return problems.with_rate_limit(request, problems.problem(limits.refusal(request, error), request))
 
 
-async def _purge(answers: IdempotencyStore, keeping: timedelta) -> None:
-    """Forget old answers, every hour."""
-    while True:
-        try:
-            await answers.purge(keeping)
-        except MetalscribeError as error:
-            _log.warning("old answers not purged; tried again in an hour", code=error.code, detail=error.detail)
-        await asyncio.sleep(3600)
+@asynccontextmanager
+async def _purging(answers: IdempotencyStore, keeping: timedelta) -> AsyncIterator[None]:
+    """Forget old answers now and every hour.
+
+    The task is told to end and waited for, not cancelled: a database call that is cut off midway can hang its connection.
+    """
+    stop = asyncio.Event()
+
+    async def purge() -> None:
+        while not stop.is_set():
+            try:
+                await answers.purge(keeping)
+            except MetalscribeError as error:
+                _log.warning("old answers not purged; tried again in an hour", code=error.code, detail=error.detail)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(3600):
+                    await stop.wait()
+
+    task = asyncio.create_task(purge(), name="purge")
+    try:
+        yield
+    finally:
+        stop.set()
+        await task

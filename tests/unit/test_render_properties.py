@@ -220,7 +220,7 @@ def test_vtt_round_trips(transcript: Transcript) -> None:
             assert html.unescape(tag[1]) == cue.speaker
             payload = payload[tag.end() :]
         assert "<" not in payload
-        assert ">" not in payload
+        assert "-->" not in payload
         assert html.unescape(payload) == "\n".join(cue.lines)
 
 
