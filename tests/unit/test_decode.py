@@ -46,15 +46,17 @@ def stage(name: str) -> str:
 
 
 @pytest.fixture
-async def start_pool(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartPool]:
+async def start_pool(monkeypatch: pytest.MonkeyPatch, eventually: Eventually) -> AsyncIterator[StartPool]:
     """Start pools whose sandbox knows the misbehaving stages, too."""
     monkeypatch.setenv("PYTHONPATH", str(STAGES))
     pools = []
 
     async def start(**options: object) -> DecoderPool:
         pool = DecoderPool(stages=(EVERYTHING, *map(stage, MISBEHAVING)), **options)  # type: ignore[arg-type]
-        await pool.start()
         pools.append(pool)
+        await pool.start()
+        # While it starts, the sandbox has children that are no decoders (ldconfig, looking for libseccomp).
+        await eventually(lambda: pool.confinement is not None, 30)
         return pool
 
     yield start
