@@ -1,0 +1,1 @@
+"""Deploys metalscribe to hosts: what provision/site.py is made of."""
