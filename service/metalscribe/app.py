@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI
@@ -36,6 +36,8 @@ from metalscribe.store.database import Database
 from metalscribe.store.idempotency import IdempotencyStore
 from metalscribe.store.keys import KeyStore
 from metalscribe.store.spool import spool
+
+_PRELOAD_PATIENCE_SECONDS: Final = 120.0
 
 _log = structlog.get_logger(__name__)
 
@@ -112,6 +114,9 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         app.include_router(health.router(services))
         stack.push_async_callback(engine.close)
         await engine.start()
+        if settings.preload:
+            # Whoever connects once the service listens finds it ready; if loading takes too long, it says so instead.
+            await engine.settled(_PRELOAD_PATIENCE_SECONDS)
         await stack.enter_async_context(_purging(answers, keeping))
         yield
 

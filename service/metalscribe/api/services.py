@@ -11,7 +11,7 @@ from metalscribe.api.auth import Authenticator
 from metalscribe.api.limits import RateLimits
 from metalscribe.api.work import Desk
 from metalscribe.engine.interface import Engine
-from metalscribe.errors import QueueFull, ShuttingDown
+from metalscribe.errors import QueueFull
 from metalscribe.gpu.nvml import Nvml
 from metalscribe.media.fetch import Fetcher
 
@@ -46,10 +46,9 @@ class Services:
             retry: the request may belong to work that is running already, and must not be refused because of it.
 
         Raises:
-            ShuttingDown, QueueFull, ModelUnavailable: try again later.
+            QueueFull, ModelUnavailable: try again later.
         """
-        if self.draining:
-            raise ShuttingDown("the service is shutting down; send the request again in a moment", retry_after=10.0)
+        # Not refused while draining: the service takes no connections any more, and whoever has one is let finish.
         if not retry:
             self.engine.check_capacity()
 

@@ -36,6 +36,8 @@ _BATCH_SIZES: Final = {"cpu": 8, "cuda": 16}
 _DEPTH: Final = {"cpu": 1, "cuda": 2}
 """Batches inside the process: on a GPU the next one's features are made while this one runs."""
 
+_OVERDUE_SECONDS: Final = 60.0
+
 _CLOSING: Final = "the service is shutting down; send the request again in a moment"
 
 _log = structlog.get_logger(__name__)
@@ -117,6 +119,17 @@ class Dispatcher:
     def seconds_to_drain(self) -> float:
         """How long the queue takes at the measured rate."""
         return self.audio_seconds_waiting / self._rate if self._rate else 5.0
+
+    def stuck(self) -> str | None:
+        """What should have happened long ago and has not, None while all is well.
+
+        A process that hangs is killed by the dispatcher itself; this is for what even that does not mend, such as a
+        process that the kernel cannot end while a driver holds it.
+        """
+        now = time.monotonic()
+        if any(batch.deadline + _OVERDUE_SECONDS <= now for batch in self._running.values()):
+            return "a batch hangs, and its process could not be ended"
+        return self.model.stuck()
 
     def start(self) -> None:
         """Begin dispatching."""

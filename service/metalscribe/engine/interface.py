@@ -59,6 +59,12 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Make ready to serve; loads the model now if it is to be preloaded."""
 
+    async def settled(self, patience: float) -> None:
+        """Wait until the model is not loading any more, ready or not, for ``patience`` seconds at most."""
+
+    def stuck(self) -> str | None:
+        """Why the engine will not get on by itself any more, None while all is well; for whoever can restart it."""
+
     async def close(self) -> None:
         """Cancel everything and free everything."""
 

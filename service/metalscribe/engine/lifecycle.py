@@ -24,6 +24,9 @@ from metalscribe.media.decode import signal_name
 _SILENCE_SECONDS: Final = 20.0
 """A process that sends no heartbeat for so long is stuck (stopped, swapping, its interpreter blocked)."""
 
+_LOADING_SECONDS: Final = 1800.0
+"""No model takes so long to load or to unload, be it from a network drive."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -70,6 +73,8 @@ class ModelProcess:
         self._last_sign = 0.0
         self._last_work = 0.0
         self._unload_requested = False
+        self._since = time.monotonic()
+        self._settled = asyncio.Event()
 
     def want(self) -> None:
         """Load the model unless that is under way or done; a load that fails is tried again and again."""
@@ -101,6 +106,22 @@ class ModelProcess:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
+    async def settled(self, patience: float) -> None:
+        """Wait until the model is not loading any more, for ``patience`` seconds at most."""
+        if self.state is ModelState.LOADING:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._settled.wait()
+
+    def stuck(self) -> str | None:
+        """What should have ended long ago and has not, None while all is well."""
+        now = time.monotonic()
+        if self.state in {ModelState.LOADING, ModelState.UNLOADING} and now - self._since > _LOADING_SECONDS:
+            return f"the model has been {self.state} for {now - self._since:.0f} s"
+        if self.state is ModelState.READY and now - self._last_sign > 4 * _SILENCE_SECONDS:
+            return f"the model's process was silent for {now - self._last_sign:.0f} s and could not be ended"
+        return None
+
     async def unload(self) -> None:
         """End the process and with it free all of its memory; no-op where there is none."""
         if self._life is not None and not self._life.done():
@@ -119,6 +140,7 @@ class ModelProcess:
                 # Whatever it was, it may be over by then: memory given back, a driver reloaded, a model mended.
                 await asyncio.sleep(self._options.gpu_poll_interval_secs)
             self.worked()
+            self._last_sign = time.monotonic()
             self._change(ModelState.READY)
             await self._serve()
         except (ChannelClosed, msgspec.DecodeError):
@@ -182,7 +204,6 @@ class ModelProcess:
         channel = self._channel
         if channel is None:
             raise ChannelClosed
-        self._last_sign = time.monotonic()
         watch = asyncio.create_task(self._watch(), name="model watch")
         try:
             while True:
@@ -233,7 +254,13 @@ class ModelProcess:
 
     def _change(self, state: ModelState, detail: str = "") -> None:
         if (state, detail) != (self.state, self.detail):
+            if state is not self.state:
+                self._since = time.monotonic()
             self.state, self.detail = state, detail
+            if state is ModelState.LOADING:
+                self._settled.clear()
+            else:
+                self._settled.set()
             self._on_change(state)
 
 

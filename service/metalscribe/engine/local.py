@@ -77,6 +77,14 @@ class LocalEngine:
         if self._options.preload:
             self._dispatcher.model.want()
 
+    async def settled(self, patience: float) -> None:
+        """See :meth:`metalscribe.engine.interface.Engine.settled`."""
+        await self._dispatcher.model.settled(patience)
+
+    def stuck(self) -> str | None:
+        """See :meth:`metalscribe.engine.interface.Engine.stuck`."""
+        return self._dispatcher.stuck()
+
     async def close(self) -> None:
         """End the model's process and the sandbox."""
         await self._dispatcher.close()
