@@ -12,7 +12,11 @@ RUN := .venv/bin
 # What `make demo` and `make serve` use unless the environment says otherwise.
 DEMO := METALSCRIBE_STATE_DIR="$${METALSCRIBE_STATE_DIR:-$(CURDIR)/.state}" METALSCRIBE_MODEL="$${METALSCRIBE_MODEL:-demo}"
 
-.PHONY: help demo serve test lint clean
+# The hosts, and what `make bundle` shall hold, such as BUNDLE="--model large-v3-turbo --gpu".
+INVENTORY ?= inventory.ini
+BUNDLE ?=
+
+.PHONY: help demo serve plan deploy bundle test lint lab clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -23,14 +27,27 @@ demo: .venv/.service  ## transcribe a sample behind an API key, on the CPU, and 
 serve: .venv/.service  ## run the service until Ctrl-C
 	@$(DEMO) $(RUN)/metalscribe serve
 
+plan: .venv/.provision  ## show what `make deploy` would change, and change nothing
+	@$(RUN)/pyinfra -y --dry @ansible/$(INVENTORY) provision/site.py
+
+deploy: .venv/.provision  ## bring every host of inventory.ini to the state that it describes
+	@$(RUN)/pyinfra -y @ansible/$(INVENTORY) provision/site.py
+
+bundle: .venv/.provision  ## everything that a host without internet needs, into dist/bundle
+	@$(RUN)/python -m metalscribe_provision.bundle $(BUNDLE)
+
 test: .venv/.dev  ## run the tests: real model, real decoder, no root, no GPU
 	$(RUN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/.dev  ## check style, types and the floors' imports
 	$(RUN)/ruff check && $(RUN)/ruff format --check && $(RUN)/mypy && $(RUN)/lint-imports
 
+lab: .venv/.dev  ## deploy to real systemd hosts, in containers of this machine, and break things; needs root on Debian or Ubuntu
+	tests/lab/prepare
+	$(RUN)/python -m pytest tests/lab
+
 clean:  ## remove everything that the other targets made
-	rm -rf .bootstrap .venv .state dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
+	rm -rf .bootstrap .venv .state .cache .lab dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
 # --- the environment ---
 
@@ -49,7 +66,12 @@ clean:  ## remove everything that the other targets made
 	@$(SYNC) --extra demo
 	@touch $@
 
-.venv/.dev: .bootstrap/.done pyproject.toml uv.lock
+.venv/.provision: .bootstrap/.done pyproject.toml provision/pyproject.toml uv.lock
+	@echo '==> Installing what deploys metalscribe (pyinfra, Ansible) into .venv'
+	@$(SYNC) --extra provision
+	@touch $@
+
+.venv/.dev: .bootstrap/.done pyproject.toml provision/pyproject.toml uv.lock
 	@echo '==> Installing metalscribe, the demo model and the development tools into .venv'
-	@$(SYNC) --extra demo --extra postgres --group dev
-	@touch $@ .venv/.service
+	@$(SYNC) --extra demo --extra postgres --extra provision --group dev
+	@touch $@ .venv/.service .venv/.provision

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Callable, Generator, Sequence
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.api.command import FileUploadCommand, QuoteString, StringCommand
+from pyinfra.api.facts import FactBase
 from pyinfra.api.operation import operation
 from pyinfra.context import host, state
 from pyinfra.facts.deb import DebPackages
@@ -25,6 +29,8 @@ TLS_DIR: Final = ETC / "tls"
 USER: Final = "metalscribe"
 PORT: Final = 8000
 CANDIDATE_PORT: Final = 8001
+STAMPS: Final = ROOT / "stamps"
+"""What was last applied, a file per :func:`applied`."""
 
 _WAIT_FOR_LOCK: Final = "DPkg::Lock::Timeout=600"
 
@@ -67,3 +73,73 @@ def proven(problem: Callable[[], str | None]) -> Generator[StringCommand]:
         host.noop("as it should be")
         return
     yield StringCommand("printf '%s\\n'", QuoteString(text), ">&2; exit 1")
+
+
+class SecretFile(FactBase[list[str]]):
+    """Mode, owner and SHA-256 of a file that only root may read; empty if there is none."""
+
+    def command(self, path: str) -> StringCommand:  # type: ignore[override]
+        """One line: ``600 root 0123…``."""
+        quoted = QuoteString(path)
+        return StringCommand("[ ! -f", quoted, "] || { stat -c '%a %U'", quoted, "; sha256sum <", quoted, "; }")
+
+    def process(self, output: Sequence[str]) -> list[str]:  # type: ignore[override]
+        """The three, as words."""
+        return " ".join(output).split()[:3]
+
+
+@operation()
+def secret_file(path: PurePosixPath, content: bytes) -> Generator[StringCommand | FileUploadCommand]:
+    """A file that only root may read, and that nobody could read on its way there.
+
+    ``files.put`` would lay it into /tmp for all to see when the deploy uses sudo, and print it with ``--diff``.
+    """
+    wanted = ["600", "root", hashlib.sha256(content).hexdigest()]
+    if host.get_fact(SecretFile, path=str(path)) == wanted:
+        host.noop(f"{path} is as it should be")
+        return
+    private = f"/tmp/.metalscribe-{secrets.token_hex(16)}"  # noqa: S108  (a folder of our own, which mkdir makes or fails)
+    uploaded = f"{private}/secret"
+    yield StringCommand("mkdir", "-m", "700", private, _sudo=False)
+    yield FileUploadCommand(BytesIO(content), uploaded, _sudo=False)
+    yield StringCommand("install", "-d", "-m", "700", "-o", "root", "-g", "root", QuoteString(str(path.parent)))
+    yield StringCommand(
+        *("install", "-m", "600", "-o", "root", "-g", "root", uploaded, QuoteString(f"{path}.new")),
+        *("&&", "mv", "-f", QuoteString(f"{path}.new"), QuoteString(str(path)), ";"),
+        *("status=$?;", "rm", "-rf", private, ";", "exit", "$status"),
+    )
+
+
+class Applied(FactBase[bool]):
+    """Whether what was last applied is what is on disk."""
+
+    def command(self, stamp: str, paths: Sequence[str]) -> StringCommand:  # type: ignore[override]
+        """``yes`` or ``no``."""
+        last = QuoteString(str(STAMPS / stamp))
+        return StringCommand('[ "$(', _digest(paths), ')" = "$(cat', last, '2>/dev/null)" ] && echo yes || echo no')
+
+    def process(self, output: Sequence[str]) -> bool:  # type: ignore[override]
+        """The answer."""
+        return list(output)[-1:] == ["yes"]
+
+
+@operation()
+def applied(stamp: str, paths: Sequence[PurePosixPath], commands: Sequence[str]) -> Generator[StringCommand]:
+    """Run ``commands`` unless they have run since one of the files changed.
+
+    ``_if=put.did_change`` would be forgotten by a deploy that is cut off between the change and what it calls for; this is
+    decided by the files and a stamp.
+    """
+    files = [str(path) for path in paths]
+    if host.get_fact(Applied, stamp=stamp, paths=files):
+        host.noop(f"{stamp}: nothing has changed")
+        return
+    for command in commands:
+        yield StringCommand(command)
+    target = QuoteString(str(STAMPS / stamp))
+    yield StringCommand("mkdir", "-p", QuoteString(str(STAMPS)), "&&", _digest(files), ">", target)
+
+
+def _digest(paths: Sequence[str]) -> StringCommand:
+    # The list of those that are missing counts as well: a file that is removed is a change.
+    return StringCommand("sha256sum", "--", *(QuoteString(path) for path in paths), "2>&1 | sha256sum")

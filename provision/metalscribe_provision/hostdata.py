@@ -143,6 +143,9 @@ class HostData(BaseModel):
     log_max_size: Text = "1G"
     """Most disk space of the journal, as journald's SystemMaxUse= takes it."""
 
+    gate_words: bool = True
+    """A release serves only if it transcribes a spoken English sample rightly; false for models that know no English."""
+
     backup_keep_days: int = Field(default=14, ge=1)
     """Days that the daily backups of the database are kept on the host."""
 
