@@ -52,6 +52,8 @@ def packages(names: Sequence[str]) -> Generator[StringCommand]:
         "command -v cloud-init >/dev/null && cloud-init status --wait >/dev/null;",
         *("apt-get", "-qq", "-o", _WAIT_FOR_LOCK, "update"),
     )
+    # What an installation that was cut off has left half-configured would stop this one.
+    yield StringCommand("DEBIAN_FRONTEND=noninteractive dpkg --configure -a")
     yield StringCommand(
         f"[ -e {policy} ] || {{ printf '#!/bin/sh\\nexit 101\\n' > {policy} && chmod 755 {policy} && trap 'rm -f {policy}' EXIT; }};",
         *("DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "-o", _WAIT_FOR_LOCK, "--no-install-recommends"),

@@ -14,16 +14,30 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Self
 
-from metalscribe.settings import Settings
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pyinfra.api.exceptions import DeployError
 
-SETTING_PREFIX: Final = "metalscribe_"
-
-OWNED_SETTINGS: Final = frozenset({"host", "port", "state_dir", "model", "api_key", "database_url", "rate_limit_storage", "offline"})
-"""Settings that the deploy itself decides, or that are secrets with a field of their own below."""
+from metalscribe_provision.common import CANDIDATE_PORT, PORT
+from metalscribe_provision.service_settings import (
+    OPEN_SETTINGS,
+    SECRETS,
+    SETTING_PREFIX,
+    complaints,
+    refused_setting,
+    setting_problems,
+    setting_text,
+)
 
 
 class Driver(StrEnum):
@@ -75,8 +89,17 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], BeforeValidator(lambda v: _words(_text(v)))]
 
 
@@ -105,7 +128,7 @@ class HostData(BaseModel):
     keep_releases: int = Field(default=3, ge=2)
     """Releases kept on the host, the current one included; the others are what a rollback goes to."""
 
-    bundle: Path | None = None
+    bundle: LocalPath | None = None
     """Folder made by `make bundle`, for hosts without internet: wheels, model and checksums come from there."""
 
     # --- the model ---
@@ -115,7 +138,7 @@ class HostData(BaseModel):
     model_source: ModelSource = ModelSource.HUB
     """hub: the host downloads it; upload: this machine downloads it once and uploads it."""
 
-    model_path: Path | None = None
+    model_path: LocalPath | None = None
     """A model's folder (CTranslate2 format) on this machine, uploaded as it is; wins over model_source."""
 
     # --- the service ---
@@ -159,13 +182,13 @@ class HostData(BaseModel):
     tls: Tls = Tls.INTERNAL_CA
     """internal_ca: signed on this machine by a CA of your own; files: your certificate; acme: Let's Encrypt and the like."""
 
-    ca_dir: Path = Path(".ca")
+    ca_dir: LocalPath = Path(".ca")
     """Folder on this machine with the internal CA's key and certificate, made by the first deploy. Keep it safe."""
 
-    tls_certificate: Path | None = None
+    tls_certificate: LocalPath | None = None
     """tls=files: PEM file on this machine, leaf first, then the intermediates."""
 
-    tls_certificate_key: Path | None = None
+    tls_certificate_key: LocalPath | None = None
     """tls=files: its private key, on this machine."""
 
     acme_email: str | None = None
@@ -180,7 +203,7 @@ class HostData(BaseModel):
     acme_dns_plugin: str | None = None
     """tls=acme, dns-01: certbot's plugin, such as cloudflare or rfc2136."""
 
-    acme_dns_credentials: Path | None = None
+    acme_dns_credentials: LocalPath | None = None
     """tls=acme, dns-01: the plugin's credentials file on this machine; copied to the host, for root alone."""
 
     hsts_seconds: int = Field(default=63072000, ge=0)
@@ -226,8 +249,12 @@ class HostData(BaseModel):
                 except ValueError:
                     raise ValueError(f"{name}: {network!r} is not a network such as 10.0.0.0/8") from None
         for name in self.server_names:
-            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?", name):
+            if not (re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", name) or _is_address(name)):
                 raise ValueError(f"server_names: {name!r} is not a host name or an address")
+        if self.https_port in {PORT, CANDIDATE_PORT, *self.ssh_ports}:
+            raise ValueError(
+                f"https_port={self.https_port} is the service's own port ({PORT}, {CANDIDATE_PORT}) or SSH's"
+            )
         for name in ("memory_max", "log_max_size"):
             if not re.fullmatch(r"\d+[KMGT]?|\d+%|infinity", getattr(self, name)):
                 raise ValueError(f"{name} is a size such as 1G, or a share such as 90%")
@@ -250,32 +277,50 @@ class HostData(BaseModel):
         return tuple(sorted(name for name, needed in wanted.items() if needed))
 
 
+def parse_hosts(
+    hosts: Mapping[str, Mapping[str, Any]], environment: Mapping[str, str] = os.environ
+) -> dict[str, HostData]:
+    """Read and check the variables of several hosts, so that one attempt tells of every mistake.
+
+    Raises:
+        DeployError: as ``parse_host_data``, for all of the hosts together.
+    """
+    parsed, problems = {}, []
+    for name, variables in hosts.items():
+        try:
+            parsed[name] = parse_host_data(name, variables, environment)
+        except DeployError as error:
+            problems.append(str(error))
+    if problems:
+        raise DeployError("\n".join(problems))
+    return parsed
+
+
 def parse_host_data(name: str, variables: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> HostData:
     """Read and check one host's variables.
 
     Args:
         name: the host's name in the inventory, for messages.
-        variables: all of its inventory variables; those of other software are left alone.
+        variables: all of its inventory variables; those of other software are left alone, and an empty one is not set.
         environment: where secrets may be too.
 
     Raises:
         DeployError: a value is wrong, or a name is nearly, but not quite, one of ours.
     """
-    known = set(HostData.model_fields) - {"settings", "api_key", "database_url", "rate_limit_storage"}
+    known = set(HostData.model_fields) - {"settings"} - SECRETS
     problems = []
     values: dict[str, Any] = {}
     settings: dict[str, str] = {}
     for variable, value in variables.items():
-        if variable in known:
-            values[variable] = value
-        elif variable.startswith(SETTING_PREFIX):
-            setting = variable.removeprefix(SETTING_PREFIX)
-            if setting in {"api_key", "database_url", "rate_limit_storage"}:
+        setting = variable.removeprefix(SETTING_PREFIX)
+        if variable in known or (variable != setting and setting in SECRETS):
+            if value is not None and value != "":
                 values[setting] = value
-            elif setting not in Settings.model_fields or setting in OWNED_SETTINGS:
-                problems.append(_unknown_setting(variable, setting))
-            else:
-                settings[setting] = _setting(value)
+        elif variable != setting:
+            if setting not in OPEN_SETTINGS:
+                problems.append(refused_setting(variable, setting))
+            elif value is not None and value != "":
+                settings[setting] = setting_text(value)
         elif not variable.startswith(("ansible_", "ssh_", "_", "fake_")) and (
             near := difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
         ):
@@ -286,41 +331,8 @@ def parse_host_data(name: str, variables: Mapping[str, Any], environment: Mappin
     try:
         data = HostData(**values, settings=settings)
     except ValidationError as error:
-        problems += [
-            f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}".removeprefix(": ").replace("Value error, ", "")
-            for issue in error.errors(include_input=False)
-        ]
-    problems += _setting_problems(settings)
+        problems += complaints(error)
+    problems += setting_problems(settings)
     if problems or data is None:
         raise DeployError(f"{name}: " + "; ".join(problems))
     return data
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return ",".join(str(part) for part in value)
-    return str(value)
-
-
-def _setting_problems(settings: Mapping[str, str]) -> list[str]:
-    """What the service itself would say of these settings at its start."""
-    try:
-        Settings.model_validate({name: value for name, value in settings.items() if name in Settings.model_fields})
-    except ValidationError as error:
-        return [
-            f"{SETTING_PREFIX}{issue['loc'][0] if issue['loc'] else ''}: {issue['msg'].removeprefix('Value error, ')}"
-            for issue in error.errors(include_input=False)
-        ]
-    bad = [name for name, value in settings.items() if any(character in value for character in "\n\r\0")]
-    return [f"{SETTING_PREFIX}{name}: must be one line" for name in bad]
-
-
-def _unknown_setting(variable: str, setting: str) -> str:
-    if setting in OWNED_SETTINGS:
-        own = "model" if setting == "model" else None
-        return f"{variable} is decided by the deploy" + (f"; set {own} instead" if own else "")
-    near = difflib.get_close_matches(setting, Settings.model_fields, n=1)
-    hint = f"; did you mean {SETTING_PREFIX}{near[0]}?" if near else ""
-    return f"{variable} is not a setting of the service{hint}"

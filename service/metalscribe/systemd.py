@@ -20,6 +20,7 @@ from typing import Final
 
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
 _OURS: Final = "http@"
+_BACKLOG: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ def listening_socket(notifier: Notifier, host: str, port: int) -> socket.socket 
     return bound
 
 
+def let_go(notifier: Notifier, host: str, port: int) -> None:
+    """Let systemd close the socket: a service that cannot start shall refuse connections, not leave them waiting."""
+    notifier.notify("FDSTOREREMOVE=1", f"FDNAME={_name(host, port)}")
+
+
 def _inherited() -> list[tuple[str, int]]:
     """The descriptors that systemd passed, each with its name; closed on exec from now on."""
     meant = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
@@ -119,6 +125,8 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        # Now and not when serving begins: systemd throws a socket away that neither listens nor is connected.
+        bound.listen(_BACKLOG)
     except OSError:
         bound.close()
         raise

@@ -63,8 +63,11 @@ class _NoRoom(Exception):
 
 def _try(gate: Gate) -> None:
     def dead() -> str | None:
-        if gate.health().get("model_state") == "waiting_for_gpu":
+        health = gate.health()
+        if health.get("model_state") == "waiting_for_gpu":
             raise _NoRoom
+        if health.get("model_state") == "failed":
+            return f"its model does not load: {health.get('model_detail')}"
         state = unit.properties(CANDIDATE_UNIT, ["ActiveState", "Result"])
         if state["ActiveState"] in {"failed", "inactive"}:
             return f"it ended ({state['Result']}); its last words:\n{unit.last_words(CANDIDATE_UNIT)}"

@@ -95,7 +95,7 @@ class Gate:
                 if status == 200:
                     return
                 seen = f"{status} {body[:200].decode(errors='replace')}"
-            time.sleep(0.2)
+            time.sleep(0.5)
         raise NotFit(f"not ready within {self.ready_secs:g} s; last seen: {seen}")
 
     def _post(self, key: str | None) -> tuple[int, bytes]:

@@ -5,23 +5,26 @@ The model's runtime is asked in processes of its own: this one must never load i
 
 from __future__ import annotations
 
-import ctypes.util
 import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
+from metalscribe.cli.commands import CommandFailed, run
 from metalscribe.cli.findings import Finding, Status
-from metalscribe.engine.cuda import cublas_directory
+from metalscribe.errors import MetalscribeError
 from metalscribe.gpu.health import GpuHealth, GpuReport, ProblemCode, visible
-from metalscribe.gpu.nvml import Nvml
-from metalscribe.settings import PREFIX, Device, Settings
+from metalscribe.settings import Device, Settings
 
 _GIB: Final = 1024**3
 _IMPORT_SECONDS: Final = 120.0
+_DRIVER_SECONDS: Final = 30.0
+"""A driver that has to wake its card first takes some seconds."""
+
 _SLOWED: Final = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
 
 _LIBRARIES: Final = """
@@ -44,6 +47,27 @@ device = choose_device(sys.argv[1])
 print(json.dumps({"device": device, "compute_type": choose_compute_type(sys.argv[2], device)}))
 """
 
+_NVML: Final = """
+import json
+from metalscribe.gpu.nvml import Nvml
+with Nvml() as nvml:
+    print(json.dumps(nvml.report().to_dict()))
+"""
+
+# Which is what CTranslate2 finds afterwards by the library's name. The version needs no GPU (cuBLAS, cublasGetProperty).
+_CUBLAS: Final = """
+import ctypes, json
+from metalscribe.engine.cuda import load_cublas
+wheel = load_cublas()
+library = ctypes.CDLL("libcublas.so.12")
+version = []
+for part in range(3):
+    number = ctypes.c_int()
+    assert library.cublasGetProperty(part, ctypes.byref(number)) == 0, "cublasGetProperty fails"
+    version.append(str(number.value))
+print(json.dumps({"version": ".".join(version), "source": "the gpu extra" if wheel else "the system"}))
+"""
+
 
 def libraries() -> Finding:
     """Whether the libraries that do the work can be loaded, and which they are."""
@@ -58,8 +82,19 @@ def device(settings: Settings) -> Finding:
     """Whether the device asked for is there and well."""
     if settings.device is Device.CPU:
         return Finding(Status.OK, f"the CPU as METALSCRIBE_DEVICE says, {_cores()} cores")
-    with Nvml() as nvml:
-        return judge_gpus(settings.device, nvml.report(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return judge_gpus(settings.device, gpu_report(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def gpu_report() -> GpuReport:
+    """What NVML tells, asked in a process of its own: a driver that hangs takes that one with it.
+
+    Raises:
+        MetalscribeError: it does not answer in time.
+    """
+    answer, problem = _ask(_NVML, seconds=_DRIVER_SECONDS)
+    if problem:
+        raise MetalscribeError(f"The NVIDIA driver does not answer: {problem}. Read `dmesg | grep -i -e xid -e nvrm`.")
+    return TypeAdapter(GpuReport).validate_python(answer)
 
 
 def judge_gpus(wanted: Device, report: GpuReport, visible_devices: str | None) -> Finding:
@@ -89,19 +124,19 @@ def judge_gpus(wanted: Device, report: GpuReport, visible_devices: str | None) -
 
 
 def cublas(settings: Settings) -> Finding:
-    """Whether the one CUDA library that the model needs is there, on a machine with an NVIDIA GPU."""
+    """Whether the one CUDA library that the model needs loads, on a machine with an NVIDIA GPU."""
     if settings.device is Device.CPU:
         return Finding(Status.OK, "not needed on the CPU")
     if settings.device is Device.AUTO and not _gpus():
         return Finding(Status.OK, "not needed without a GPU")
-    if cublas_directory() is not None:
-        return Finding(Status.OK, "from the gpu extra")
-    found = ctypes.util.find_library("cublas")
-    if found is not None and found.endswith(".so.12"):
-        return Finding(Status.OK, f"the system's {found}")
-    return Finding(
-        Status.FAIL, "cuBLAS 12 is not installed", "Install the gpu extra: `pip install 'metalscribe[gpu]'`."
-    )
+    answer, problem = _ask(_CUBLAS)
+    if problem:
+        return Finding(
+            Status.FAIL,
+            f"cuBLAS 12 does not load: {problem}",
+            "Install the gpu extra: `pip install 'metalscribe[gpu]'`.",
+        )
+    return Finding(Status.OK, f"{answer['version']} from {answer['source']}")
 
 
 def compute_type(settings: Settings) -> Finding:
@@ -123,25 +158,17 @@ def compute_type(settings: Settings) -> Finding:
     return Finding(Status.OK, found)
 
 
-def _ask(program: str, *arguments: str) -> tuple[dict[str, Any], str]:
-    """Run a program that prints JSON; returns its answer, or what went wrong."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+def _ask(program: str, *arguments: str, seconds: float = _IMPORT_SECONDS) -> tuple[dict[str, Any], str]:
+    """Run a program of ours that prints JSON; returns its answer, or what went wrong."""
     try:
-        done = subprocess.run(  # noqa: S603  (our own programs, above)
-            [sys.executable, "-c", program, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_SECONDS,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {}, f"the libraries did not load within {_IMPORT_SECONDS:g} s"
-    if done.returncode < 0:
-        return {}, f"loading the libraries ended with {signal.Signals(-done.returncode).name}"
-    if done.returncode > 0:
-        return {}, (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        done = run([sys.executable, "-c", program, *arguments], seconds=seconds)
+    except CommandFailed:
+        return {}, f"no answer within {seconds:g} s"
+    if done.status < 0:
+        return {}, f"loading the libraries ended with {signal.Signals(-done.status).name}"
+    if done.status > 0:
+        return {}, done.complaint
+    answer: dict[str, Any] = json.loads(done.out.splitlines()[-1])
     return answer, ""
 
 
@@ -155,8 +182,7 @@ def _described(gpu: GpuHealth) -> str:
 
 
 def _gpus() -> tuple[GpuHealth, ...]:
-    with Nvml() as nvml:
-        return visible(nvml.report(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return visible(gpu_report(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def _cores() -> int:

@@ -2,62 +2,63 @@
 
 Exit status: 0 all is well, 1 there are warnings, 2 something has to be mended. The JSON is stable:
 ``{"status": …, "checks": [{"name", "status", "detail", "hint"}, …]}``, with the statuses ok, warn and fail.
+
+On a host that the deploy of ``provision/`` made, it looks at the host as well: driver, units, nginx, certificate, and a
+transcription by HTTPS. Root is needed for all of that; the service's own part is then done as the service's user.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from metalscribe.errors import MetalscribeError
-from metalscribe.settings import Settings, load_settings
+from metalscribe.cli import examination
+from metalscribe.cli.examination import Check, carried_out
 
 if TYPE_CHECKING:
     from metalscribe.cli.findings import Finding
+    from metalscribe.cli.host.deployment import Host, HostDocument
 
 _EXIT: Final = {"ok": 0, "warn": 1, "fail": 2}
 _COLOURS: Final = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
 _INDENT: Final = 24
 
-# In the order in which one thing builds upon another: name, and the module whose function of that name looks. They are
-# imported one by one, since a broken installation is among what is to be found.
-_CHECKS: Final = (
-    ("state_directory", "checks"),
-    ("disk_space", "checks"),
-    ("database", "checks"),
-    ("api_keys", "checks"),
-    ("model", "checks"),
-    ("device", "devices"),
-    ("cublas", "devices"),
-    ("compute_type", "devices"),
-    ("decoder", "trial"),
-    ("service", "checks"),
-    ("transcription", "trial"),
+_TRANSCRIPTION: Final = examination.NAMES[-1]
+_HTTPS: Final = "https"
+
+# Name, the module whose function of that name looks, and whether a host has such a thing; None where that needs no saying.
+_HOST_CHECKS: Final[tuple[tuple[str, str, Callable[[HostDocument], bool] | None], ...]] = (
+    ("driver", "driver", lambda document: document.gpu),
+    ("device_nodes", "driver", lambda document: document.gpu),
+    ("unit", "units", None),
+    ("unit_security", "units", None),
+    ("release", "upkeep", None),
+    ("release_space", "upkeep", None),
+    ("backup", "upkeep", lambda _: True),
+    ("clock", "upkeep", None),
+    ("exporters", "units", lambda document: bool(document.exporters)),
+    ("nginx", "edge", None),
+    ("certificate", "certificate", lambda _: True),
+    (_HTTPS, "edge", lambda _: True),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check and how it came out: ``status`` is ok, warn or fail."""
-
-    name: str
-    status: str
-    detail: str
-    hint: str
 
 
 def doctor(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the real transcription.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out real transcriptions, and the model's checksums.")
+    ] = False,
 ) -> None:
     """Check everything that the service needs.
 
@@ -75,41 +76,62 @@ def doctor(
     raise typer.Exit(_EXIT[status])
 
 
-def examine(*, quick: bool) -> Iterator[Check]:
-    """Carry the checks out, one after another; one that breaks is a failure like any other."""
-    read: list[Settings] = []
-    yield _carried_out("settings", lambda: _settings(read))
-    yield _carried_out("libraries", lambda: _look("devices", "libraries"))
-    for settings in read:  # without them there is nothing that the others could go by
-        for name, module in _CHECKS:
-            if not (quick and name == "transcription"):
-                yield _carried_out(name, lambda: _look(module, name, settings))  # noqa: B023  (called at once)
+def examine(*, quick: bool, host: Host | None = None) -> Iterator[Check]:
+    """Carry the checks out, one after another; one that breaks is a failure like any other.
+
+    Args:
+        quick: leave out what takes long.
+        host: this machine, unless a test says otherwise.
+    """
+    from metalscribe.cli.host.deployment import Host  # noqa: PLC0415
+
+    host = host or Host()
+    names = examination.NAMES[:-1]
+    if not host.is_deployed:
+        yield from examination.examine(names if quick else examination.NAMES, quick=quick)
+        return
+    moot = quick
+    for check in itertools.chain(_service(host, *names, quick=quick), _host(host, quick=quick)):
+        moot = moot or (check.name, check.status) in {(_HTTPS, "ok"), ("settings", "fail")}
+        yield check
+    if not moot:
+        # Last, since it loads a second model: where the way by HTTPS fails, it shows whether the model is to blame.
+        yield from _service(host, _TRANSCRIPTION, quick=quick)
 
 
-def _settings(read: list[Settings]) -> Finding:
+def _service(host: Host, *names: str, quick: bool) -> Iterator[Check]:
+    from metalscribe.cli.host.service_user import examine_as_service, is_service_user  # noqa: PLC0415
+
+    if os.geteuid() == 0:
+        yield from examine_as_service(host, names, quick=quick)
+    elif is_service_user():
+        yield from examination.examine(names, quick=quick)
+    elif names[0] == "settings":
+        # Of this user's settings, database and model nothing follows for the service's.
+        detail = "the service's settings, database and model are not for this user to see"
+        yield Check("settings", "warn", detail, "Run it as root: `sudo metalscribe doctor`.")
+        yield from examination.examine(("libraries", "service"))
+
+
+def _host(host: Host, *, quick: bool) -> Iterator[Check]:
+    deployment = carried_out("deployment", lambda: _look("deployment", "deployment", host))
+    yield deployment
+    document = host.document() if deployment.status == "ok" else None
+    for name, module, exists in _HOST_CHECKS:
+        if quick and name == _HTTPS:
+            continue
+        if exists is None or (document is not None and exists(document)):
+            yield carried_out(name, lambda: _look(module, name, host))  # noqa: B023  (called at once)
+
+
+def _look(module: str, name: str, host: Host) -> Finding:
     from metalscribe.cli.findings import Finding, Status  # noqa: PLC0415
 
-    settings = load_settings()
-    read.append(settings)
-    given, known = len(settings.model_fields_set), len(Settings.model_fields)
-    return Finding(
-        Status.OK, f"{given} of {known} are set, the others at their defaults; `metalscribe config` lists them"
-    )
-
-
-def _look(module: str, name: str, *arguments: Settings) -> Finding:
-    look: Callable[..., Finding] = getattr(importlib.import_module(f"metalscribe.cli.{module}"), name)
-    return look(*arguments)
-
-
-def _carried_out(name: str, look: Callable[[], Finding]) -> Check:
+    look: Callable[[Host], Finding] = getattr(importlib.import_module(f"metalscribe.cli.host.{module}"), name)
     try:
-        finding = look()
-    except MetalscribeError as error:
-        return Check(name, "fail", error.detail, "")
-    except Exception as error:  # noqa: BLE001  (whatever breaks is what the doctor was called for)
-        return Check(name, "fail", f"{type(error).__name__}: {error}", "")
-    return Check(name, finding.status.value, finding.detail, finding.hint)
+        return look(host)
+    except PermissionError as error:
+        return Finding(Status.WARN, f"{error.filename} is not for this user to see", "Run it as root.")
 
 
 def _print(check: Check) -> None:

@@ -24,7 +24,7 @@ from metalscribe.app import create_app
 from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.log import configure_logging
 from metalscribe.settings import Settings, load_settings
-from metalscribe.systemd import Notifier, listening_socket
+from metalscribe.systemd import Notifier, let_go, listening_socket
 
 _HEAD_BYTES: Final = 64 * 1024
 _LAST_WORDS_SECONDS: Final = 5
@@ -91,6 +91,7 @@ async def _serve(settings: Settings) -> MetalscribeError | None:
     try:
         await server.serve([kept] if kept is not None else None)
     except SystemExit:
+        let_go(notifier, settings.host, settings.port)
         if app.failure is None and not server.lifespan.should_exit:
             # uvicorn's answer to an address that is taken or not ours; it has logged which.
             return ConfigurationError(f"cannot listen on {settings.host} port {settings.port}; is it taken?")

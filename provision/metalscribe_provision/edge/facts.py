@@ -1,0 +1,204 @@
+"""What a host says about its nginx and its certificates; every fact copes with a host that has none of it yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from pyinfra.api.command import QuoteString, StringCommand
+from pyinfra.api.facts import FactBase
+
+from metalscribe_provision.common import TLS_DIR
+from metalscribe_provision.edge.authority import HostKey
+from metalscribe_provision.edge.site import Version, is_address, parse_version
+
+NGINX: Final = "/etc/nginx"
+
+_PEM: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----\n.+?\n-----END \1-----\n", re.DOTALL)
+_LOOPBACK: Final = "127.0.0.1"
+
+
+class NginxVersion(FactBase[Version | None]):
+    """The version of nginx; None where it is not installed."""
+
+    def requires_command(self) -> str:
+        """The binary."""
+        return "nginx"
+
+    def command(self) -> str:
+        """nginx tells on the standard error."""
+        return "nginx -v 2>&1"
+
+    def process(self, output: Sequence[str]) -> Version | None:
+        """Read it."""
+        return parse_version("\n".join(output))
+
+
+class Ipv6(FactBase[bool]):
+    """Whether the kernel has IPv6, so that a socket of that family can be opened."""
+
+    def command(self) -> str:
+        """``yes`` or nothing."""
+        return "[ ! -e /proc/net/if_inet6 ] || echo yes"
+
+    def process(self, output: Sequence[str]) -> bool:
+        """The answer."""
+        return list(output) == ["yes"]
+
+    @staticmethod
+    def default() -> bool:
+        """Nothing was said."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPair:
+    """A key and a certificate on a host, as far as they are there and well-formed; the key itself stays there."""
+
+    public_key: HostKey | None = None
+    certificate: x509.Certificate | None = None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the certificate, hexadecimal."""
+        return self.certificate.fingerprint(hashes.SHA256()).hex() if self.certificate else None
+
+
+class PairIn(FactBase[StoredPair]):
+    """What is in a folder's ``privkey.pem`` and ``fullchain.pem``."""
+
+    def requires_command(self, folder: str) -> str:  # noqa: ARG002
+        """What reads both."""
+        return "openssl"
+
+    def command(self, folder: str) -> StringCommand:
+        """The public half of the key, then the first certificate; nothing for what cannot be read."""
+        key, certificate = QuoteString(f"{folder}/privkey.pem"), QuoteString(f"{folder}/fullchain.pem")
+        return StringCommand(
+            "openssl pkey -pubout -in", key, "2>/dev/null; openssl x509 -in", certificate, "2>/dev/null; true"
+        )
+
+    def process(self, output: Sequence[str]) -> StoredPair:
+        """Read both."""
+        blocks = {found[1]: found[0].encode() for found in _PEM.finditer("\n".join([*output, ""]))}
+        key = serialization.load_pem_public_key(blocks["PUBLIC KEY"]) if "PUBLIC KEY" in blocks else None
+        return StoredPair(
+            key if isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)) else None,
+            x509.load_pem_x509_certificate(blocks["CERTIFICATE"]) if "CERTIFICATE" in blocks else None,
+        )
+
+    @staticmethod
+    def default() -> StoredPair:
+        """Neither."""
+        return StoredPair()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What nginx runs, by its own account: the configuration's id, and the SHA-256 of the certificate that it shows."""
+
+    configuration: str | None = None
+    fingerprint: str | None = None
+
+
+class RunningIn(FactBase[Running]):
+    """What nginx on this host answers with; ``expected`` is waited for, for some seconds: a reload takes effect at leisure."""
+
+    def requires_command(self, server: str, port: int, expected: Running | None = None) -> str:  # noqa: ARG002
+        """What is asked with."""
+        return "openssl"
+
+    def command(self, server: str, port: int, expected: Running | None = None) -> StringCommand:
+        """The id, then the fingerprint as OpenSSL prints it; a line is empty where there was no answer."""
+        sni = (
+            StringCommand("-noservername") if is_address(server) else StringCommand("-servername", QuoteString(server))
+        )
+        ask = StringCommand(
+            "ask() {",
+            *(curl(server, port, "/edge-configuration"), "--insecure 2>/dev/null || echo;"),
+            *(f"openssl s_client -connect {_LOOPBACK}:{port}", sni, "</dev/null 2>/dev/null |"),
+            "openssl x509 -noout -fingerprint -sha256 2>/dev/null || echo; };",
+        )
+        if expected is None:
+            return StringCommand(ask, "ask")
+        digest = (expected.fingerprint or "").upper()
+        colons = ":".join(digest[place : place + 2] for place in range(0, len(digest), 2))
+        return StringCommand(
+            *(ask, "left=50; while answer=$(ask);"),
+            *('case "$answer" in', f"{expected.configuration}*={colons})", "false ;; *)", "[ $left -gt 0 ] ;; esac;"),
+            *("do left=$((left - 1)); sleep 0.2; done;", "printf '%s\\n' \"$answer\""),
+        )
+
+    def process(self, output: Sequence[str]) -> Running:
+        """Read both."""
+        configuration = next((line for line in output if re.fullmatch(r"[0-9a-f]{16}", line)), None)
+        fingerprint = next((found[1] for line in output if (found := re.search(r"=([0-9A-F:]{95})$", line))), None)
+        return Running(configuration, fingerprint.replace(":", "").lower() if fingerprint else None)
+
+    @staticmethod
+    def default() -> Running:
+        """Nothing runs."""
+        return Running()
+
+
+class Healthz(FactBase[str]):
+    """What ``/healthz`` answers through nginx: the HTTP status, or why there is none."""
+
+    def command(self, server: str, port: int, authority: str | None) -> StringCommand:
+        """``authority`` is the file of the CA to believe; without it the certificate is proven otherwise."""
+        believed = StringCommand("--cacert", QuoteString(authority)) if authority else StringCommand("--insecure")
+        return StringCommand(
+            curl(server, port, "/healthz"),
+            believed,
+            "--show-error --output /dev/null --write-out '%{http_code}' 2>&1; true",
+        )
+
+
+class Leftovers(FactBase[list[str]]):
+    """Configurations and certificates that nothing points to any more."""
+
+    def command(self) -> StringCommand:
+        """Their folders, one per line."""
+        return StringCommand(
+            "unused() { for each in $1; do",
+            '[ ! -d "$each" ] || [ "$(basename "$each")" = "$(basename "$(readlink "$2")")" ] || echo "$each"; done; };',
+            f"unused '{NGINX}/metalscribe.d/*' {NGINX}/metalscribe;",
+            f"unused '{TLS_DIR}/files-*' {TLS_DIR}/current",
+        )
+
+    default = list
+
+    def process(self, output: Sequence[str]) -> list[str]:
+        """As they are."""
+        return list(output)
+
+
+class DefaultSite(FactBase[bool]):
+    """Whether the site that Debian's package brings is enabled."""
+
+    def command(self) -> str:
+        """``yes`` or nothing; a link that leads nowhere counts."""
+        return f"[ ! -L {NGINX}/sites-enabled/default ] && [ ! -e {NGINX}/sites-enabled/default ] || echo yes"
+
+    def process(self, output: Sequence[str]) -> bool:
+        """The answer."""
+        return list(output) == ["yes"]
+
+    @staticmethod
+    def default() -> bool:
+        """Nothing was said."""
+        return False
+
+
+def curl(server: str, port: int, path: str) -> StringCommand:
+    """Ask nginx on loopback as a client of ``server`` would."""
+    host = f"[{server}]" if ":" in server else server
+    return StringCommand(
+        *("curl --silent --max-time 10 --noproxy '*' --connect-to", QuoteString(f"::{_LOOPBACK}:{port}")),
+        QuoteString(f"https://{host}:{port}{path}"),
+    )

@@ -1,0 +1,1 @@
+"""What ``metalscribe doctor`` looks at on a host that the deploy of ``provision/`` made, and nowhere else."""

@@ -1,0 +1,127 @@
+"""The lab's network: namespaces on a bridge that has no way out, and touches nothing of this machine's own network.
+
+The bridge lives in a namespace too, the controller's, which routes between the two subnets. Being cut off from the machine, the addresses are
+the same in every lab, whatever network the machine is in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+Subnet = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+INSIDE: Final[Subnet] = (ipaddress.IPv4Network("10.77.0.0/24"), ipaddress.IPv6Network("fd77::/64"))
+"""The operator's own network: containers, the controller, clients."""
+
+OUTSIDE: Final[Subnet] = (ipaddress.IPv4Network("203.0.113.0/24"), ipaddress.IPv6Network("2001:db8:77::/64"))
+"""Everybody else, behind the router (addresses for documentation, RFC 5737 and RFC 3849)."""
+
+_CONTROLLER: Final = 1  # the controller's place in either subnet
+
+
+class Namespace:
+    """A network namespace, and commands in it.
+
+    Args:
+        name: as ``ip netns`` lists it.
+        addresses: its IPv4 and IPv6 address; none if it is connected to nothing.
+    """
+
+    def __init__(self, name: str, addresses: Sequence[str] = ()) -> None:
+        self.name = name
+        self.addresses = tuple(addresses)
+
+    @property
+    def path(self) -> Path:
+        """What stands for it among the files."""
+        return Path("/run/netns") / self.name
+
+    @property
+    def address(self) -> str:
+        """Its IPv4 address."""
+        return self.addresses[0]
+
+    def enter(self, *command: str) -> list[str]:
+        """The command that runs ``command`` in it."""
+        return ["nsenter", f"--net={self.path}", "--", *command]
+
+    def run(
+        self, *command: str, check: bool = True, timeout: float = 60.0, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in it and capture what it says.
+
+        Raises:
+            AssertionError: it failed, unless ``check`` is false; says what it printed.
+        """
+        done = subprocess.run(
+            self.enter(*command), check=False, capture_output=True, text=True, timeout=timeout, **more
+        )
+        if check:
+            assert done.returncode == 0, (
+                f"{' '.join(command)} failed in {self.name} ({done.returncode}):\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+
+class Network:
+    """The bridge, its controller, and who is attached to it.
+
+    Args:
+        prefix: what the names of all its namespaces begin with.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._attached = {INSIDE: _CONTROLLER, OUTSIDE: _CONTROLLER}  # the last place given away
+        self.controller = self._add("controller", INSIDE, _CONTROLLER)
+        for bridge, subnet in (("inside", INSIDE), ("outside", OUTSIDE)):
+            _ip(self.controller, "link", "add", bridge, "type", "bridge")
+            _configure(self.controller, bridge, subnet, _CONTROLLER)
+        for family in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
+            self.controller.run("sysctl", "--quiet", "--write", f"net.{family}=1")
+
+    def attach(self, name: str, subnet: Subnet = INSIDE) -> Namespace:
+        """A namespace with addresses in ``subnet`` and a way to the other subnet, but nowhere else.
+
+        Args:
+            name: what it is called in this lab, 15 characters at most (a network device has that name).
+            subnet: ``INSIDE`` or ``OUTSIDE``.
+        """
+        self._attached[subnet] += 1
+        place = self._attached[subnet]
+        namespace = self._add(name, subnet, place)
+        _ip(self.controller, "link", "add", name, "type", "veth", "peer", "name", "host0", "netns", namespace.name)
+        _ip(self.controller, "link", "set", name, "master", "inside" if subnet is INSIDE else "outside", "up")
+        _configure(namespace, "host0", subnet, place)
+        for network, there in zip(subnet, OUTSIDE if subnet is INSIDE else INSIDE, strict=True):
+            _ip(namespace, "route", "add", str(there), "via", str(network[_CONTROLLER]))
+        return namespace
+
+    def unattached(self, name: str) -> Namespace:
+        """A namespace that is connected to nothing: what succeeds from there proves nothing about the network."""
+        return self._add(name, None, 0)
+
+    def detach(self, namespace: Namespace) -> None:
+        """Remove a namespace and with it its end of the cable."""
+        subprocess.run(["ip", "netns", "delete", namespace.name], check=True)
+
+    def _add(self, name: str, subnet: Subnet | None, place: int) -> Namespace:
+        namespace = Namespace(f"{self._prefix}{name}", [str(network[place]) for network in subnet or ()])
+        subprocess.run(["ip", "netns", "add", namespace.name], check=True)
+        _ip(namespace, "link", "set", "lo", "up")
+        return namespace
+
+
+def _configure(namespace: Namespace, device: str, subnet: Subnet, place: int) -> None:
+    for network in subnet:
+        nodad = ("nodad",) if network.version == 6 else ()  # usable at once: nobody else can have the address
+        _ip(namespace, "address", "add", f"{network[place]}/{network.prefixlen}", "dev", device, *nodad)
+    _ip(namespace, "link", "set", device, "up")
+
+
+def _ip(namespace: Namespace, *arguments: str) -> None:
+    subprocess.run(["ip", "-netns", namespace.name, *arguments], check=True)
