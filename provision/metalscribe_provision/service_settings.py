@@ -19,6 +19,9 @@ SECRETS: Final = frozenset({"api_key", "database_url", "rate_limit_storage"})
 OWNED_SETTINGS: Final = frozenset({"host", "port", "state_dir", "model", "offline"})
 """Settings that the deploy itself decides."""
 
+SERVER_SETTINGS: Final = {"preload": "true", "idle_timeout_secs": "0"}
+"""Where a server differs from the service's defaults, unless the operator says otherwise: it loads its model at start and keeps it."""
+
 OPEN_SETTINGS: Final = frozenset(Settings.model_fields) - SECRETS - OWNED_SETTINGS
 """Settings that are the operator's."""
 

@@ -8,10 +8,8 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ from lab import cgroup
 from lab.access import Access, make_key
 from lab.image import USER
 from lab.network import Namespace
+from lab.notifications import Notifications
 
 BOOT_WITHIN: Final = 60.0  # seconds; half a second is usual
 HALT_WITHIN: Final = 120.0  # seconds: longer than systemd lets a unit stop (90 by default)
@@ -78,8 +77,7 @@ class Container:
         self._groups = tuple(groups)
         self._supervisor: subprocess.Popen[bytes] | None = None
         folder.mkdir(mode=0o711)  # an unprivileged user of the container passes through
-        self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._ready.bind(str(folder / "notify"))
+        self._notifications = Notifications(folder / "notify")
         _mount(folder, image)
         self._furnish()
 
@@ -108,9 +106,9 @@ class Container:
             **{name: value for name, value in os.environ.items() if name in {"PATH", "LANG"}},
             **_ENVIRONMENT,
             "PYTHONPATH": str(Path(__file__).parents[1]),
-            "NOTIFY_SOCKET": str(self._folder / "notify"),
+            "NOTIFY_SOCKET": str(self._notifications.path),
         }
-        self._forget_notifications()
+        self._notifications.forget()
         with self.console.open("ab") as console:
             self._supervisor = subprocess.Popen(
                 command,
@@ -123,17 +121,11 @@ class Container:
         self.wait_until_up()
 
     def wait_until_up(self, within: float = BOOT_WITHIN) -> None:
-        """Wait until its systemd says that it has started everything, at a boot that has not been waited for yet (sd_notify(3))."""
-        end = time.monotonic() + within
-        message = b""
-        while b"READY=1" not in message.splitlines():
-            self._ready.settimeout(max(end - time.monotonic(), 0.001))
-            try:
-                message = self._ready.recv(4096)
-            except TimeoutError:
-                raise AssertionError(
-                    f"{self.name} did not boot within {within:g} s; its console:\n{self._console()}"
-                ) from None
+        """Wait until its systemd says that it has started everything, at a boot that has not been waited for yet."""
+        assert self._notifications.ready_within(within), (
+            f"{self.name} did not boot within {within:g} s; its console:\n{self._console()}"
+        )
+        self._notifications.forget()
 
     @property
     def on(self) -> bool:
@@ -160,7 +152,7 @@ class Container:
     def reboot(self) -> None:
         """Let it reboot itself and wait until it is up again."""
         before = self.boot_id()
-        self._forget_notifications()
+        self._notifications.forget()
         self.run("systemctl reboot", check=False)  # the connection may be cut before the answer
         self.wait_until_up()
         assert self.boot_id() != before, f"{self.name} did not reboot"
@@ -172,7 +164,7 @@ class Container:
     def close(self) -> None:
         """Switch it off and remove everything that it consists of, but for its network."""
         self.cut_power()
-        self._ready.close()
+        self._notifications.close()
         for group in self._groups:
             cgroup.remove(group)
         unmount(self.root)
@@ -288,12 +280,6 @@ class Container:
     def _console(self, lines: int = 40) -> str:
         said = self.console.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join([line for line in said if line][-lines:])
-
-    def _forget_notifications(self) -> None:
-        self._ready.settimeout(0)
-        with suppress(BlockingIOError):
-            while True:
-                self._ready.recv(4096)
 
 
 def unmount(point: Path) -> None:

@@ -215,16 +215,16 @@ class _Application:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
             await self._websocket(receive, send)
-        elif scope["path"] == "/too-large":  # an answer before the body has been read, as the service gives it
-            await _answer(send, 413, b'{"title":"the service says so"}', (b"connection", b"close"))
+        elif scope["path"] == "/too-large":
+            await _refuse(receive, send)
         elif scope["path"] == "/jobs/1/stream":
             await self._stream(send)
         elif scope["path"] == "/transcribe":
-            await _answer(send, 200, str(await self._received(receive)).encode())
+            await _answer(send, str(await self._received(receive)).encode())
         else:
             headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
             told = {"path": scope["path"], "client": scope["client"][0], "scheme": scope["scheme"], "headers": headers}
-            await _answer(send, 200, json.dumps(told).encode())
+            await _answer(send, json.dumps(told).encode())
 
     async def _received(self, receive: Any) -> int:
         size = 0
@@ -251,7 +251,21 @@ class _Application:
         await send({"type": "websocket.close"})
 
 
-async def _answer(send: Any, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": own})
+async def _refuse(receive: Any, send: Any) -> None:
+    """Answer before the body has been read; what then still comes is swallowed until nginx, which has its answer, leaves.
+
+    A connection that is closed with something unread in it is reset, and nginx reports a bad gateway.
+    """
+    body = b'{"title":"the service says so"}'
+    headers = [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+        pass
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _answer(send: Any, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from edge_nginx import NAME, SITE, Edge, running
 from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import connect
 
-from edge_nginx import NAME, SITE, Edge, running
 from metalscribe_provision.edge.site import configuration_id, render_site
 
 _PROBLEM = {"type", "title", "status", "detail", "instance", "request_id"}
@@ -280,10 +280,13 @@ def _allowed_and_refused(edge: Edge, path: str) -> None:
     with edge.tls() as connection:
         connection.sendall(_head("GET", path, "Connection: close"))
         assert _response(connection)[0].startswith(b"HTTP/1.1 200 ")
-    with socket.create_connection(("127.0.0.1", edge.site.https_port), source_address=("127.0.0.2", 0)) as plain:
-        with edge.context().wrap_socket(plain, server_hostname=NAME) as connection:
-            connection.sendall(_head("GET", path, "Connection: close"))
-            head, body = _response(connection)
+    address, source = ("127.0.0.1", edge.site.https_port), ("127.0.0.2", 0)
+    with (
+        socket.create_connection(address, source_address=source) as plain,
+        edge.context().wrap_socket(plain, server_hostname=NAME) as connection,
+    ):
+        connection.sendall(_head("GET", path, "Connection: close"))
+        head, body = _response(connection)
     assert head.startswith(b"HTTP/1.1 403 ")
     assert json.loads(body)["title"] == "Not from this address"
 

@@ -14,7 +14,7 @@ from metalscribe.settings import Settings
 from metalscribe_provision.common import CHECKOUT
 from metalscribe_provision.connector import AnsibleInventoryConnector
 from metalscribe_provision.hostdata import Driver, HostData, Tls, parse_host_data, parse_hosts
-from metalscribe_provision.service_settings import SECRETS
+from metalscribe_provision.service_settings import SECRETS, SERVER_SETTINGS
 
 EXAMPLE = CHECKOUT / "inventory.example.ini"
 
@@ -179,7 +179,7 @@ def test_the_example_has_every_variable_in_order() -> None:
 def test_the_example_gives_meaning_and_default(meaning: str, name: str, default: str) -> None:
     field: FieldInfo = FIELDS[name] if name in FIELDS else Settings.model_fields[name.removeprefix("metalscribe_")]
     assert meaning == field.description
-    value = field.default
+    value = SERVER_SETTINGS.get(name.removeprefix("metalscribe_"), field.default)
     if isinstance(value, tuple):
         assert default == ",".join(value)
     elif isinstance(value, (bool, float)):
@@ -202,7 +202,7 @@ def test_the_example_with_every_variable_set_is_what_it_is_without(tmp_path: Pat
     }
     given = parse_host_data("gpu2", hosts["gpu2"][0], {})
     assert given.model_copy(update={"settings": {}}) == HostData()
-    assert Settings.model_validate(given.settings) == Settings()
+    assert Settings.model_validate(given.settings) == Settings.model_validate(SERVER_SETTINGS)
     assert hosts["gpu2"][0]["_sudo"] is True
 
 

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from ops import OPS, load
+from ops_host import OPS, load
 
 scrub = load("files/scrub.py")
 
@@ -36,8 +36,14 @@ def bundle(folder: Path, **files: str) -> Path:
         ("postgresql+psycopg://scribe:p%40ssw0rd-long@db/scribe", "password is p@ssw0rd-long"),
         ("redis://:redis-pass-word@cache:6379/0", "AUTH redis-pass-word"),
         ("# Cloudflare\ndns_cloudflare_api_token = 0123456789abcdef\n", "token 0123456789abcdef"),
-        ("dns_rfc2136_server = 192.0.2.1\ndns_rfc2136_port = 53\ndns_rfc2136_secret = 4q4wM/2I180UXoMyN4INVhJNi8V9BCV+jMw2mXgZw==\n", "4q4wM/2I180UXoMyN4INVhJNi8V9BCV+jMw2mXgZw=="),
-        ('{\n  "client_id": "someone",\n  "private_key_id": "abcdef",\n  "client_secret": "0123456789"\n}\n', "0123456789"),
+        (
+            "dns_rfc2136_server = 192.0.2.1\ndns_rfc2136_port = 53\ndns_rfc2136_secret = 4q4wM/2I180UXoMyN4INVhJNi8V9BCV+jMw2mXgZw==\n",
+            "4q4wM/2I180UXoMyN4INVhJNi8V9BCV+jMw2mXgZw==",
+        ),
+        (
+            '{\n  "client_id": "someone",\n  "private_key_id": "abcdef",\n  "client_secret": "0123456789"\n}\n',
+            "0123456789",
+        ),
     ],
 )
 def test_a_credential_of_the_host_is_found(tmp_path: Path, credential: str, leak: str) -> None:
@@ -111,12 +117,19 @@ def test_collecting_survives_whatever_is_missing_or_fails(tmp_path: Path) -> Non
     """On a machine that has some of the programs: a file for each topic all the same, and no word of a state directory's content."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, text in {"journalctl": 'echo "journal $*"', "systemctl": "exit 3", "nginx": "kill -9 $$", "systemd-analyze": "echo score"}.items():
+    for name, text in {
+        "journalctl": 'echo "journal $*"',
+        "systemctl": "exit 3",
+        "nginx": "kill -9 $$",
+        "systemd-analyze": "echo score",
+    }.items():
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     archive = tmp_path / "bundle.tar.gz"
     environment = {"PATH": f"{programs}:/usr/bin:/bin", "TMPDIR": str(tmp_path), "LC_ALL": "C"}
-    subprocess.run(["sh", OPS / "files/collect.sh", "48", archive], env=environment, check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        ["sh", OPS / "files/collect.sh", "48", archive], env=environment, check=True, capture_output=True, timeout=60
+    )
     with tarfile.open(archive) as tar:
         files = {member.name: tar.extractfile(member) for member in tar if member.isfile()}
         texts = {Path(name).stem: content.read().decode() for name, content in files.items() if content}
@@ -131,4 +144,10 @@ def test_collecting_survives_whatever_is_missing_or_fails(tmp_path: Path) -> Non
 
 
 def _scrub(archive: Path, credentials: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, OPS / "files/scrub.py", archive], input=credentials, check=False, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, OPS / "files/scrub.py", archive],
+        input=credentials,
+        check=False,
+        capture_output=True,
+        text=True,
+    )

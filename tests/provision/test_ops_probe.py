@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from ops import OPS, https, load
+from ops_host import OPS, https, load
 
 probe = load("files/probe.py")
 
@@ -20,7 +20,9 @@ def echo(path: str, key: str | None) -> tuple[int, str]:
     return (200 if path == "/readyz" else 401), f"{path} {key}"
 
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, dict[str, object], str]:
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, dict[str, object], str]:
     monkeypatch.setattr(sys, "argv", ["probe.py", *arguments])
     code = probe.main()
     printed = capsys.readouterr()
@@ -33,7 +35,10 @@ def test_an_answer_and_the_certificate_it_came_with(tmp_path: Path) -> None:
     assert (answer.verified, answer.problem, answer.status, answer.body) == (True, None, 200, "/readyz secret")
     assert 363 <= answer.days_left <= 365
     openssl = subprocess.run(
-        ["openssl", "x509", "-noout", "-serial", "-in", tmp_path / "ca/pair-127.0.0.1.pem"], check=True, capture_output=True, text=True
+        ["openssl", "x509", "-noout", "-serial", "-in", tmp_path / "ca/pair-127.0.0.1.pem"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert openssl.stdout.strip() == f"serial={answer.serial}"
 
@@ -79,28 +84,55 @@ def test_no_answer_and_no_authority_are_said(tmp_path: Path) -> None:
     assert "nothing cannot be read" in missing.problem
 
 
-def test_it_waits_for_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_for_the_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers = iter([503, 503, 200])
     monkeypatch.setattr(probe, "_POLL_SECONDS", 0.0)
     with https(tmp_path / "ca", lambda path, key: (next(answers), "")) as port:
-        where = ("--address", "127.0.0.1", "--port", str(port), "--name", "127.0.0.1", "--ca", str(tmp_path / "ca/ca.crt"))
+        where = (
+            "--address",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--name",
+            "127.0.0.1",
+            "--ca",
+            str(tmp_path / "ca/ca.crt"),
+        )
         code, printed, said = run(capsys, monkeypatch, *where, "--wait", "60")
     assert (code, printed["status"], said) == (0, 200, "")
 
 
-def test_what_came_instead_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_instead_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
     with https(tmp_path / "ca", echo) as port:
-        where = ("--address", "127.0.0.1", "--port", str(port), "--name", "127.0.0.1", "--ca", str(tmp_path / "ca/ca.crt"))
+        where = (
+            "--address",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--name",
+            "127.0.0.1",
+            "--ca",
+            str(tmp_path / "ca/ca.crt"),
+        )
         code, printed, said = run(capsys, monkeypatch, *where, "--path", "/health", "--with-key")
         assert (code, printed["body"]) == (1, "/health secret")
         assert said == f"https://127.0.0.1:{port}/health: answers 401 instead of 200\n"
         code, printed, said = run(capsys, monkeypatch, *where, "--serial", "0A")
-        assert (code, said) == (1, f"https://127.0.0.1:{port}/readyz: shows the certificate {printed['serial']}, not 0A\n")
+        assert (code, said) == (
+            1,
+            f"https://127.0.0.1:{port}/readyz: shows the certificate {printed['serial']}, not 0A\n",
+        )
         code, printed, said = run(capsys, monkeypatch, *where, "--serial", str(printed["serial"]))
         assert (code, said) == (0, "")
 
 
 def test_it_runs_by_itself() -> None:
-    usage = subprocess.run([sys.executable, OPS / "files/probe.py", "--help"], check=True, capture_output=True, text=True)
+    usage = subprocess.run(
+        [sys.executable, OPS / "files/probe.py", "--help"], check=True, capture_output=True, text=True
+    )
     assert "--with-key" in usage.stdout

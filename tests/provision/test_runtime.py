@@ -16,7 +16,7 @@ from small_wheels import make_wheel
 
 from metalscribe_provision.bundle.wheels import wheels_for
 from metalscribe_provision.common import CHECKOUT
-from metalscribe_provision.hostdata import HostData
+from metalscribe_provision.hostdata import Driver, HostData
 from metalscribe_provision.runtime import uv
 from metalscribe_provision.runtime.deploy import runtime
 from metalscribe_provision.runtime.digests import sha256_of
@@ -169,8 +169,8 @@ def test_the_name_does_not_follow_how_the_wheel_was_packed(tmp_path: Path) -> No
 
 
 def test_a_host_gets_the_release_of_its_data() -> None:
-    demo = release_for(HostData(driver="none", model="demo"), PYTHON)
-    again = release_for(HostData(driver="none", model="demo", log_keep_days=5), PYTHON)
+    demo = release_for(HostData(driver=Driver.NONE, model="demo"), PYTHON)
+    again = release_for(HostData(driver=Driver.NONE, model="demo", log_keep_days=5), PYTHON)
     gpu = release_for(HostData(model="small"), PYTHON)
     assert demo is again
     assert (demo.extras, gpu.extras) == (("demo",), ("gpu",))
@@ -265,7 +265,7 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
 
 
 def fresh(distribution: str) -> dict[Any, Any]:
-    return {"uname -s": "Linux", **DISTRIBUTIONS[distribution]}
+    return {"uname -s": "Linux", "useradd": "/usr/sbin/useradd", **DISTRIBUTIONS[distribution]}
 
 
 @pytest.mark.parametrize(
@@ -283,13 +283,12 @@ def test_a_fresh_host_gets_the_distributions_python_and_a_release(distribution: 
     )
     for name in ("Group", "User", "Folder /opt/metalscribe/releases", "Folder /var/lib/metalscribe"):
         assert named(planned, name).changes, name
-    assert "--system" in commands([named(planned, "User")])
-    assert "/usr/sbin/nologin" in commands([named(planned, "User")])
+    assert " -s /usr/sbin/nologin -g metalscribe -r " in commands([named(planned, "User")])
     assert not named(planned, "Leftovers of an interrupted deploy").changes
 
 
 def test_a_release_that_is_complete_is_left_alone() -> None:
-    release = release_for(HostData(driver="none", model="demo"), PYTHON)
+    release = release_for(HostData(driver=Driver.NONE, model="demo"), PYTHON)
     there = {"-name release.json": f"/opt/metalscribe/releases/{release.id}/release.json"}
     planned = plan(
         runtime, CPU, fresh("debian-12") | there | installed("python3.11", "python3.11-venv", "ca-certificates")

@@ -258,14 +258,23 @@ def test_an_authority_that_is_none_is_named(tmp_path: Path) -> None:
                 edge.https(there.host)
 
 
-def test_nginxs_complaint_is_the_line_that_says_what_is_wrong() -> None:
-    # nginx -t -q, 1.22 and 1.26
-    said = """\
-nginx: [emerg] unknown directive "nonsense" in /etc/nginx/conf.d/x.conf:1
-nginx: configuration file /etc/nginx/nginx.conf test failed
-"""
-    assert edge._emergency(Completed(1, "", said)).startswith('[emerg] unknown directive "nonsense"')
-    assert edge._emergency(Completed(1, "", "nginx: nothing of note\n")) == "nginx: nothing of note"
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        # nginx -t -q, 1.22 and 1.26: with a log of its own, and before it has one
+        (
+            'nginx: [emerg] unknown directive "nonsense" in /etc/nginx/conf.d/x.conf:1\nnginx: configuration file /etc/nginx/nginx.conf test failed\n',
+            'unknown directive "nonsense" in /etc/nginx/conf.d/x.conf:1',
+        ),
+        (
+            '2026/11/20 09:36:45 [emerg] 3416#3416: unknown directive "nonsense" in /etc/nginx/conf.d/x.conf:1\nnginx: configuration file /etc/nginx/nginx.conf test failed\n',
+            'unknown directive "nonsense" in /etc/nginx/conf.d/x.conf:1',
+        ),
+        ("nginx: nothing of note\n", "nginx: nothing of note"),
+    ],
+)
+def test_nginxs_complaint_is_the_line_that_says_what_is_wrong(said: str, told: str) -> None:
+    assert edge._emergency(Completed(1, "", said)) == told
 
 
 @pytest.mark.parametrize(

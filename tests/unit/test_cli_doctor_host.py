@@ -10,10 +10,11 @@ import io
 import json
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from metalscribe.cli.examination import Check
 from metalscribe.cli.findings import Finding, Status
 from metalscribe.cli.host import driver, service_user, units, upkeep
 from metalscribe.cli.host.deployment import Host, deployment
+from metalscribe.engine.cuda import cublas_directory
 from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.gpu.health import GpuReport
+from metalscribe.settings import load_settings
 
 DOCUMENT = {
     "server_names": ["speech.example", "10.0.0.5"],
@@ -349,6 +352,35 @@ def test_device_nodes(host: Host) -> None:
     assert (closed.status, "nvidia1" in closed.detail) == (Status.WARN, True)
 
 
+@pytest.fixture
+def cublas_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A stand-in for NVIDIA's half a gigabyte, found as the system's own."""
+    compiler = shutil.which("cc")
+    if compiler is None or cublas_directory() is not None:
+        pytest.skip("no C compiler for the stand-in of cuBLAS, or the real one is here (extra gpu)")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+
+    def build(body: str) -> None:
+        source = f"int cublasGetProperty(int part, int *value) {{ {body} }}"
+        command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", str(tmp_path / "libcublas.so.12")]
+        subprocess.run(command, input=source, text=True, check=True)
+
+    return build
+
+
+def test_cublas_has_to_load(cublas_library: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METALSCRIBE_DEVICE", "cuda")
+    absent = devices.cublas(load_settings())
+    assert (absent.status, "does not load: OSError: libcublas.so.12" in absent.detail) == (Status.FAIL, True)
+    cublas_library("*value = part == 0 ? 12 : part; return 0;")
+    assert devices.cublas(load_settings()) == Finding(Status.OK, "12.1.2 from the system")
+    cublas_library("return part + 1;")
+    broken = devices.cublas(load_settings())
+    assert (broken.status, "cublasGetProperty fails" in broken.detail) == (Status.FAIL, True)
+    monkeypatch.setenv("METALSCRIBE_DEVICE", "cpu")
+    assert devices.cublas(load_settings()).status is Status.OK
+
+
 def test_a_driver_that_hangs_does_not_hang_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_DRIVER_SECONDS", 0.2)
     monkeypatch.setattr(devices, "_NVML", "import time; time.sleep(3600)")
@@ -385,13 +417,14 @@ def test_a_programs_end_is_told() -> None:
 
 
 def test_a_program_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     with pytest.raises(commands.CommandFailed, match="gave no answer within"):
-        commands.run(["sh", "-c", f"sleep 3600 & echo $! $$ > {pids}; wait"], seconds=2)
-    for pid in pids.read_text().split():
-        state = Path(f"/proc/{pid}/stat")
-        # Whoever adopted it may not have taken leave of it yet.
-        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
+        commands.run(["sh", "-c", f"exec >{pipe} 2>&1; echo began; sleep 3600 & wait"], seconds=2)
+    os.set_blocking(reading, True)
+    with os.fdopen(reading, "rb") as said:
+        assert said.read() == b"began\n", "the end of it comes when nobody holds the other side any more"
 
 
 def test_a_program_that_is_missing_is_named() -> None:
@@ -412,14 +445,15 @@ def test_another_user_is_told_to_be_root(host: Host, monkeypatch: pytest.MonkeyP
     found = checks_of(host)
     assert list(found) == [
         *("settings", "libraries", "service", "deployment", "driver", "device_nodes", "unit", "unit_security"),
-        *("release", "release_space", "backup", "clock", "exporters", "nginx", "certificate"),
+        *("release", "release_space", "backup", "clock", "exporters", "firewall", "nginx", "certificate"),
     ]
     assert (found["settings"].status, "sudo" in found["settings"].hint) == ("warn", True)
 
 
 def test_checks_that_a_host_has_no_use_for_are_left_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
-    assert {"driver", "device_nodes", "exporters"}.isdisjoint(checks_of(host))
+    describe(host, firewall=False)
+    assert {"driver", "device_nodes", "exporters", "firewall"}.isdisjoint(checks_of(host))
 
 
 def test_an_unfinished_deploy_leaves_out_what_its_document_would_tell(

@@ -18,9 +18,11 @@ from typing import Final
 import httpx
 from pyinfra.api.exceptions import DeployError
 
+from metalscribe.engine.catalog import DEMO
 from metalscribe_provision.bundle.contents import DESCRIPTION, FORMAT, MODELS, SUMS, WHEELS
 from metalscribe_provision.bundle.wheels import GLIBC, PLATFORM, Wheel, wheels_for
 from metalscribe_provision.model.local import downloaded_model, model_uploads
+from metalscribe_provision.model.pins import pinned
 from metalscribe_provision.runtime import uv
 from metalscribe_provision.runtime.digests import sha256_of
 from metalscribe_provision.runtime.release import build_wheel
@@ -47,7 +49,10 @@ def make_bundle(
     Raises:
         DeployError: something cannot be had, or arrived with a wrong checksum.
     """
-    extras = tuple(sorted({*extras, *(["demo"] if "demo" in models else [])}))
+    for model in models:
+        if model != DEMO:
+            pinned(model)  # a wrong name is told before anything is downloaded
+    extras = tuple(sorted({*extras, *([DEMO] if DEMO in models else [])}))
     document = uv.locked(extras)
     wanted = {wheel for python in pythons for wheel in wheels_for(document, python)}
     uv_wheel = _uv_wheel(folder / WHEELS)
@@ -69,7 +74,7 @@ def make_bundle(
     _copy(own, folder / WHEELS / own.name)
     _remove_others(folder / WHEELS, {own.name, uv_wheel.filename, *(wheel.filename for wheel in wanted)})
     download_wheels([uv_wheel, *sorted(wanted)], folder / WHEELS, report)
-    _put_models(folder / MODELS, [model for model in models if model != "demo"], report)
+    _put_models(folder / MODELS, [model for model in models if model != DEMO], report)
     _write(folder / SUMS, _sums(folder))
 
 
@@ -117,7 +122,10 @@ def _fetch(client: httpx.Client, wheel: Wheel, folder: Path) -> int:
     unfinished = folder / f".{wheel.filename}.unfinished"
     digest, size = hashlib.sha256(), 0
     # A compressed transfer would be another content than the one that was hashed.
-    with client.stream("GET", wheel.url, headers={"Accept-Encoding": "identity"}) as response, unfinished.open("wb") as handle:
+    with (
+        client.stream("GET", wheel.url, headers={"Accept-Encoding": "identity"}) as response,
+        unfinished.open("wb") as handle,
+    ):
         response.raise_for_status()
         for block in response.iter_raw(_BLOCK):
             digest.update(block)

@@ -6,7 +6,6 @@ The reader, which documents each field, is ``metalscribe.cli.host.deployment.Hos
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any, Final
 
 from metalscribe_provision.common import ETC
@@ -18,18 +17,12 @@ DOCUMENT: Final = ETC / "host.json"
 """Where it is on the host; mode 0644, since nothing in it is secret."""
 
 
-def host_document(
-    data: HostData,
-    server_names: Sequence[str],
-    *,
-    words: bool = True,
-) -> dict[str, Any]:
+def host_document(data: HostData, server_names: tuple[str, ...]) -> dict[str, Any]:
     """Return the document.
 
     Args:
         data: the host's variables.
         server_names: what the certificate and nginx answer to (``edge.names.server_names``), the host's own name first.
-        words: whether the model knows English, so that the sample recording must come out as its words.
     """
     return {
         "server_names": list(server_names),
@@ -38,7 +31,7 @@ def host_document(
         "certificate": str(CURRENT / "fullchain.pem"),
         "ca": str(AUTHORITY) if data.tls is Tls.INTERNAL_CA else None,
         "gpu": data.needs_gpu,
-        "words": words,
+        "words": data.gate_words,
         "firewall": data.firewall,
         "exporters": [exporter.unit for exporter in wanted(data)],
     }

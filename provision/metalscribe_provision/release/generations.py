@@ -151,6 +151,8 @@ class Generations:
         live = self.live()
         found = []
         for folder in self._layout.releases.iterdir():
+            if not folder.is_dir():  # the lock of whoever builds one
+                continue
             about = read_json(folder / "release.json")
             found.append(
                 {

@@ -9,6 +9,7 @@ from pyinfra.api.exceptions import DeployError
 
 from metalscribe_provision.common import PORT, STATE
 from metalscribe_provision.hostdata import HostData
+from metalscribe_provision.service_settings import SERVER_SETTINGS
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=-]+")
 
@@ -22,9 +23,7 @@ def environment(data: HostData, model: str) -> dict[str, str]:
     """
     decided = {
         "device": "cuda" if data.needs_gpu else "cpu",
-        # A server loads its model when it starts, and keeps it.
-        "preload": "true",
-        "idle_timeout_secs": "0",
+        **SERVER_SETTINGS,
         **data.settings,
         "host": "127.0.0.1",
         "port": str(PORT),

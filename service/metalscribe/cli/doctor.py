@@ -47,6 +47,7 @@ _HOST_CHECKS: Final[tuple[tuple[str, str, Callable[[HostDocument], bool] | None]
     ("backup", "upkeep", lambda _: True),
     ("clock", "upkeep", None),
     ("exporters", "units", lambda document: bool(document.exporters)),
+    ("firewall", "edge", lambda document: document.firewall),
     ("nginx", "edge", None),
     ("certificate", "certificate", lambda _: True),
     (_HTTPS, "edge", lambda _: True),

@@ -93,7 +93,7 @@ def device_nodes(host: Host) -> Finding:
         return Finding(
             Status.FAIL,
             f"missing in /dev: {', '.join(missing)}",
-            "`nvidia-modprobe -u -c 0` makes them; metalscribe's unit and nvidia-persistenced do so at start.",
+            "`systemctl restart metalscribe-gpu.service` makes them, once the driver is loaded.",
         )
     closed = [path.name for path in wanted if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH) != 0o006]
     if closed:

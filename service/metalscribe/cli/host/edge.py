@@ -1,4 +1,4 @@
-"""From the outside in: nginx, and a transcription by HTTPS as a client would ask for one."""
+"""From the outside in: firewall, nginx, and a transcription by HTTPS as a client would ask for one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from metalscribe.errors import ConfigurationError
 _SECONDS: Final = 20.0
 _TRANSCRIBE_SECONDS: Final = 300.0
 _CONNECT_SECONDS: Final = 5.0
+_FIREWALL: Final = "metalscribe-firewall.service"
+_TABLE: Final = ("inet", "metalscribe")
 _KEY: Final = CREDENTIALS / "metalscribe_api_key"
 _SAMPLES: Final = Path(__file__).parents[2] / "samples"
 _ALIKE: Final = 0.5
@@ -66,8 +68,30 @@ def nginx(host: Host) -> Finding:
 
 def _emergency(test: Completed) -> str:
     """What nginx says is wrong; the line after it only says that something is."""
-    lines = (line.removeprefix("nginx: ") for line in test.err.splitlines() if "[emerg]" in line)
-    return next(lines, test.complaint)
+    found = re.search(r"\[emerg\] (?:\d+#\d+: )?(.+)", test.err)
+    return found[1] if found else test.complaint
+
+
+def firewall(host: Host) -> Finding:
+    """Whether the kernel has the rules that the deploy wrote."""
+    del host
+    if os.geteuid() != 0:
+        return Finding(Status.WARN, "root alone may see the kernel's rules", "`sudo metalscribe doctor`")
+    table = run(["nft", "--stateless", "list", "table", *_TABLE], seconds=_SECONDS)
+    if table.status != 0:
+        return Finding(
+            Status.FAIL,
+            f"the kernel has no table {' '.join(_TABLE)}: every port is open",
+            f"`systemctl restart {_FIREWALL}`, and `journalctl -u {_FIREWALL}`.",
+        )
+    state = show(_FIREWALL, "UnitFileState")["UnitFileState"]
+    if state != "enabled":
+        return Finding(
+            Status.WARN,
+            f"the rules are in force, but would not be after a reboot: {_FIREWALL} is {state or 'missing'}",
+            f"`systemctl enable {_FIREWALL}`, or run the deploy again.",
+        )
+    return Finding(Status.OK, "its rules are in force")
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,9 @@ def https(folder: Path, answer: Answer, *, name: str = "127.0.0.1", now: datetim
     key = ec.generate_private_key(ec.SECP256R1())
     ca = authority.opened(folder, moment)
     pair = folder / f"pair-{name}.pem"
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     pair.write_bytes(authority.pem(ca.issue(key.public_key(), [name], moment)).encode() + private)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -143,7 +145,10 @@ class Hosts:
         """Run a playbook on all of them, on this machine and without rights."""
         inventory = self.folder / "inventory.ini"
         common = ["ansible_connection=local", "ansible_become=false", f"ansible_python_interpreter={sys.executable}"]
-        balancer = [f'{verb}_command=["sh", "-c", "echo {verb} {{{{ inventory_hostname }}}} >>{self.folder}/balancer"]' for verb in ("drain", "undrain")]
+        balancer = [
+            f'{verb}_command=["sh", "-c", "echo {verb} {{{{ inventory_hostname }}}} >>{self.folder}/balancer"]'
+            for verb in ("drain", "undrain")
+        ]
         inventory.write_text("\n".join(["[gpu_hosts]", *self._lines, "[gpu_hosts:vars]", *common, *balancer]) + "\n")
         here = f"{self.folder}/{{{{ inventory_hostname }}}}"
         places = {
@@ -153,15 +158,25 @@ class Hosts:
             "credentials": f"{here}/credentials",
             "https_authority": f"{self.folder}/ca/ca.crt",
         }
-        return ansible_playbook("-i", str(inventory), "-e", json.dumps(places), *arguments, str(OPS / playbook), home=self.folder)
+        return ansible_playbook(
+            "-i", str(inventory), "-e", json.dumps(places), *arguments, str(OPS / playbook), home=self.folder
+        )
 
 
 def ansible_playbook(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     """Run Ansible with nothing of the user's own configuration."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "METALSCRIBE_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "METALSCRIBE_"))
+    }
     configuration = home / "ansible.cfg"
     configuration.touch()
-    environment |= {"ANSIBLE_HOME": str(home / ".ansible"), "ANSIBLE_CONFIG": str(configuration), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "true"}
+    environment |= {
+        "ANSIBLE_HOME": str(home / ".ansible"),
+        "ANSIBLE_CONFIG": str(configuration),
+        "ANSIBLE_NOCOLOR": "true",
+        "ANSIBLE_PIPELINING": "true",
+        "LC_ALL": "C.UTF-8",
+    }
     command = [str(Path(sys.executable).parent / "ansible-playbook"), *arguments]
     return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=120)
 
