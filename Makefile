@@ -39,8 +39,9 @@ bundle: .venv/.provision  ## everything that a host without internet needs, into
 test: .venv/.dev  ## run the tests: real model, real decoder, no root, no GPU
 	$(RUN)/python -m pytest -n auto --dist worksteal
 
-lint: .venv/.dev  ## check style, types and the floors' imports
+lint: .venv/.dev  ## check style, types, the floors' imports, the playbooks
 	$(RUN)/ruff check && $(RUN)/ruff format --check && $(RUN)/mypy && $(RUN)/lint-imports
+	$(RUN)/ansible-lint --offline --profile production provision/ops
 
 lab: .venv/.dev  ## deploy to real systemd hosts, in containers of this machine, and break things; needs root on Debian or Ubuntu
 	tests/lab/prepare

@@ -104,6 +104,12 @@ def test_power_cut_and_halt_are_survived(c1: Container) -> None:
     assert c1.run("systemctl is-system-running").stdout == "running\n"
 
 
+def test_whatever_systemd_tells_the_lab_it_waits_for_nobody(c1: Container) -> None:
+    # Each of these is a notification or more, and a socket holds some ten of them.
+    c1.run("for i in $(seq 30); do systemctl daemon-reload; systemctl restart cron; done")
+    c1.reboot()
+
+
 def test_a_host_is_known_by_its_key(lab: Lab, c1: Container, c2: Container) -> None:
     known = lab.access.known_hosts.read_text(encoding="ascii")
     assert c1.run("true").returncode == 0

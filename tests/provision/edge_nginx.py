@@ -144,7 +144,7 @@ def write(site: Site, folder: Path) -> None:
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     (folder / "nginx.conf").write_text(
-        f"{user}\ndaemon off;\nworker_processes 1;\npid {folder}/pid;\nerror_log stderr warn;\n"
+        f"{user}\ndaemon off;\nworker_processes 1;\nworker_rlimit_nofile 1024;\npid {folder}/pid;\nerror_log stderr warn;\n"
         f"events {{ worker_connections 512; }}\nhttp {{\n{paths}\ninclude metalscribe/site.conf;\n}}\n",
         encoding="utf-8",
     )
