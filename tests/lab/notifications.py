@@ -45,4 +45,3 @@ class Notifications:
         while not self._closing:
             if b"READY=1" in self._socket.recv(4096).splitlines():
                 self._ready.set()
-                return

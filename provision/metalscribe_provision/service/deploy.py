@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -15,9 +14,10 @@ from pyinfra.context import host
 from pyinfra.operations import files, systemd
 
 from metalscribe_provision.common import CREDENTIALS, ETC, ROOT, applied, proven, secret_file
+from metalscribe_provision.edge.names import server_names
 from metalscribe_provision.hostdata import HostData
 from metalscribe_provision.model.place import model_setting
-from metalscribe_provision.monitoring.document import host_document
+from metalscribe_provision.monitoring.document import DOCUMENT, host_document, host_json
 from metalscribe_provision.release.generations import fingerprint
 from metalscribe_provision.runtime.release import release_for
 from metalscribe_provision.service.environment import environment, render
@@ -41,6 +41,7 @@ def service(data: HostData) -> None:
         "metalscribe.service": service_unit(data, machine, [*secrets, _API_KEY]).encode(),
     }
     release = release_for(data)
+    names = server_names(data, host.name, host.data.get("ansible_host") or host.data.get("ssh_hostname"))
 
     _directories()
     _credentials(secrets)
@@ -62,8 +63,8 @@ def service(data: HostData) -> None:
     )
     files.put(
         name="Describe the host for `metalscribe doctor`",
-        src=StringIO(json.dumps(host_document(data, host.name), indent=2, sort_keys=True) + "\n"),
-        dest=str(ETC / "host.json"),
+        src=StringIO(host_json(host_document(data, names))),
+        dest=str(DOCUMENT),
         mode="644",
         user="root",
         group="root",
