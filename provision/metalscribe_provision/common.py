@@ -80,12 +80,12 @@ def proven(problem: Callable[[], str | None]) -> Generator[StringCommand]:
 class SecretFile(FactBase[list[str]]):
     """Mode, owner and SHA-256 of a file that only root may read; empty if there is none."""
 
-    def command(self, path: str) -> StringCommand:  # type: ignore[override]
+    def command(self, path: str) -> StringCommand:
         """One line: ``600 root 0123…``."""
         quoted = QuoteString(path)
         return StringCommand("[ ! -f", quoted, "] || { stat -c '%a %U'", quoted, "; sha256sum <", quoted, "; }")
 
-    def process(self, output: Sequence[str]) -> list[str]:  # type: ignore[override]
+    def process(self, output: Sequence[str]) -> list[str]:
         """The three, as words."""
         return " ".join(output).split()[:3]
 
@@ -115,12 +115,12 @@ def secret_file(path: PurePosixPath, content: bytes) -> Generator[StringCommand 
 class Applied(FactBase[bool]):
     """Whether what was last applied is what is on disk."""
 
-    def command(self, stamp: str, paths: Sequence[str]) -> StringCommand:  # type: ignore[override]
+    def command(self, stamp: str, paths: Sequence[str]) -> StringCommand:
         """``yes`` or ``no``."""
         last = QuoteString(str(STAMPS / stamp))
         return StringCommand('[ "$(', _digest(paths), ')" = "$(cat', last, '2>/dev/null)" ] && echo yes || echo no')
 
-    def process(self, output: Sequence[str]) -> bool:  # type: ignore[override]
+    def process(self, output: Sequence[str]) -> bool:
         """The answer."""
         return list(output)[-1:] == ["yes"]
 

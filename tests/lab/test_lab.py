@@ -106,7 +106,7 @@ def test_power_cut_and_halt_are_survived(c1: Container) -> None:
 
 def test_whatever_systemd_tells_the_lab_it_waits_for_nobody(c1: Container) -> None:
     # Each of these is a notification or more, and a socket holds some ten of them.
-    c1.run("for i in $(seq 30); do systemctl daemon-reload; systemctl restart cron; done")
+    c1.run("for i in $(seq 15); do systemctl daemon-reload; systemctl restart cron; done")
     c1.reboot()
 
 

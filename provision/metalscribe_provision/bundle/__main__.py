@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="demo, a name of `metalscribe model list`, or owner/name@commit; repeatable",
     )
-    parser.add_argument("--gpu", action="store_true", help="for hosts with an NVIDIA GPU: adds cuBLAS (about 0.8 GB)")
+    parser.add_argument("--gpu", action="store_true", help="for hosts with an NVIDIA GPU: adds cuBLAS (about 0.7 GB)")
     parser.add_argument("--extra", action="append", default=[], choices=["postgres", "redis"], help="repeatable")
     return parser
 

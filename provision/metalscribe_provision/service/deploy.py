@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from io import BytesIO, StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyinfra.api.command import QuoteString, StringCommand
@@ -26,9 +26,9 @@ from metalscribe_provision.service.tool import release_tool
 from metalscribe_provision.service.units import companions, journald_drop_in, service_unit
 
 _API_KEY = "metalscribe_api_key"
-_UNITS = Path("/etc/systemd/system")
+_UNITS = PurePosixPath("/etc/systemd/system")
 _TOOL = ROOT / "bin" / "metalscribe-release"
-_JOURNALD = Path("/etc/systemd/journald.conf.d/metalscribe.conf")
+_JOURNALD = PurePosixPath("/etc/systemd/journald.conf.d/metalscribe.conf")
 
 
 @deploy("Service")
@@ -111,7 +111,7 @@ def activated(release: str, wanted: str, keep: int, words: bool) -> Generator[St
     yield StringCommand(str(_TOOL), "activate", "--keep", str(keep), *options, QuoteString(release))
 
 
-def pending(status: Mapping[str, Any], wanted: str) -> list[str]:
+def pending(status: dict[str, Any], wanted: str) -> list[str]:
     """Why a release has to be activated (again); nothing if it serves as wanted. Pure.
 
     Args:

@@ -16,12 +16,12 @@ from metalscribe_provision.service.units import Machine
 class ReleaseStatus(FactBase[dict[str, Any]]):
     """``metalscribe-release status``; empty where the tool is not installed yet."""
 
-    def command(self) -> str:  # type: ignore[override]
+    def command(self) -> str:
         """Prints JSON, or nothing."""
         tool = f"{ROOT}/bin/metalscribe-release"
         return f"[ ! -x {tool} ] || {tool} status --json"
 
-    def process(self, output: Sequence[str]) -> dict[str, Any]:  # type: ignore[override]
+    def process(self, output: Sequence[str]) -> dict[str, Any]:
         """The object."""
         text = "\n".join(output)
         if not text.strip():
@@ -38,7 +38,7 @@ class ReleaseStatus(FactBase[dict[str, Any]]):
 class MachineFact(FactBase[Machine]):
     """systemd's version, and how many NVIDIA GPUs the host has."""
 
-    def command(self) -> str:  # type: ignore[override]
+    def command(self) -> str:
         """systemd's first line, then the class of every PCI device by NVIDIA."""
         return (
             "systemctl --version | head -n 1; "
@@ -46,7 +46,7 @@ class MachineFact(FactBase[Machine]):
             '[ "$(cat "$device/vendor" 2>/dev/null)" != 0x10de ] || cat "$device/class"; done; true'
         )
 
-    def process(self, output: Sequence[str]) -> Machine:  # type: ignore[override]
+    def process(self, output: Sequence[str]) -> Machine:
         """Read both."""
         lines = list(output)
         words = lines[0].split() if lines else []
@@ -59,10 +59,10 @@ class MachineFact(FactBase[Machine]):
 class ApiKeyPresent(FactBase[bool]):
     """Whether the host has its own API key."""
 
-    def command(self, path: str) -> str:  # type: ignore[override]
+    def command(self, path: str) -> str:
         """``yes`` if the file is there and not empty."""
         return f"[ ! -s '{path}' ] || echo yes"
 
-    def process(self, output: Sequence[str]) -> bool:  # type: ignore[override]
+    def process(self, output: Sequence[str]) -> bool:
         """The answer."""
         return list(output) == ["yes"]
