@@ -7,7 +7,6 @@ that is killed between two commands.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from pyinfra.api.command import FileUploadCommand, StringCommand
 from pyinfra.api.facts import FactBase
+from pyinfra.api.util import get_file_io
 
 _RUNUSER = """#!/bin/sh
 [ "$1" = -u ] && [ "$3" = -- ] || { echo "runuser: $*" >&2; exit 64; }
@@ -52,7 +52,10 @@ class ShellHost:
         return asked.process(output.splitlines()) if output else asked.default()
 
     def noop(self, description: str) -> None:
-        """Note that there was nothing to do."""
+        """Take note that there was nothing to do."""
+
+    def log(self, message: str) -> None:
+        """Take note of what is being done."""
 
     def run(self, commands: Iterable[Any], stop_after: int | None = None) -> int:
         """Run an operation's commands, at most ``stop_after`` of them; returns how many ran.
@@ -74,10 +77,8 @@ class ShellHost:
 
     def _upload(self, command: FileUploadCommand) -> None:
         target = Path(command.dest)
-        if isinstance(command.src, io.BytesIO):
-            target.write_bytes(command.src.getvalue())
-        else:
-            shutil.copyfile(str(command.src), target)
+        with get_file_io(command.src) as source, target.open("wb") as copy:  # as pyinfra's connectors read it
+            shutil.copyfileobj(source, copy)
         self.sent += target.stat().st_size
 
     def _shell(self, command: str) -> str:

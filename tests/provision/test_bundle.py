@@ -66,9 +66,10 @@ class Index:
         return {"lock-version": "1.0", "created-by": "test", "requires-python": ">=3.11", "packages": packages}
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    found = Index(tmp_path / "index")
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    """An index that is the lock file's: what uv would tell of either is of its wheels."""
+    found = Index(tmp_path_factory.mktemp("index"))
     own = [
         make_wheel(found.folder, "compiled", tag=f"cp3{minor}-cp3{minor}-manylinux_2_28_x86_64")
         for minor in (11, 12, 13)
@@ -82,27 +83,33 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
         "pure": [make_wheel(found.folder, "pure")],
         "early": [make_wheel(found.folder, "early")],
     }
-    pinned = make_wheel(
-        found.folder, "uv", VERSION, modules={f"uv-{VERSION}.data/scripts/uv": "#!/bin/sh\n"}, tag=UV_TAG
-    )
+    script = {f"uv-{VERSION}.data/scripts/uv": "#!/bin/sh\n"}
+    pinned = make_wheel(found.folder, "uv", VERSION, modules=script, tag=UV_TAG)
     document = found.locked(wheels, {"early": "python_full_version < '3.11.3'"})
-    monkeypatch.setattr(uv, "locked", lambda _: document)
-    monkeypatch.setattr(uv, "locked_uv", lambda: found.locked({"uv": [pinned]}))
-    monkeypatch.setattr(uv, "pinned_uv", lambda _: (VERSION, frozenset({sha256(pinned)})))
-    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uv, "locked", lambda _: document)
+        patch.setattr(uv, "locked_uv", lambda: found.locked({"uv": [pinned]}))
+        patch.setattr(uv, "pinned_uv", lambda _: (VERSION, frozenset({sha256(pinned)})))
+        yield found
     found.server.shutdown()
     thread.join()
     found.server.server_close()
 
 
-@pytest.fixture
-def bundle(index: Index, tmp_path: Path) -> Path:
-    folder = tmp_path / "bundle"
+@pytest.fixture(scope="module")
+def made(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "bundle"
     make_bundle(folder, ["3.11", "3.12"], ["demo"], [], report=lambda _: None)
-    index.asked.clear()
     return folder
+
+
+@pytest.fixture
+def bundle(made: Path, index: Index, tmp_path: Path) -> Path:
+    """A bundle of one's own, to damage."""
+    index.asked.clear()
+    return Path(shutil.copytree(made, tmp_path / "bundle"))
 
 
 def test_a_bundle_has_what_hosts_of_its_pythons_need(bundle: Path) -> None:

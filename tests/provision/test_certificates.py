@@ -154,9 +154,9 @@ def test_a_certificate_is_renewed_for_a_reason(tmp_path: Path) -> None:
         names: Sequence[str] = NAMES,
         at: timedelta = timedelta(),
         ca: x509.Certificate = ca.certificate,
-        public_key: ec.EllipticCurvePublicKey = key.public_key(),
+        key: ec.EllipticCurvePrivateKey = key,
     ) -> str | None:
-        return why_renew(certificate, public_key=public_key, names=names, authority=ca, now=NOW + at)
+        return why_renew(certificate, public_key=key.public_key(), names=names, authority=ca, now=NOW + at)
 
     assert why() is None
     assert why(names=[NAMES[2], NAMES[0].upper(), NAMES[1]]) is None
@@ -165,7 +165,7 @@ def test_a_certificate_is_renewed_for_a_reason(tmp_path: Path) -> None:
     assert why(certificate=None) == "there is none"
     assert why(names=[*NAMES, "more.example.org"]) == "it is for other names"
     assert why(names=NAMES[:1]) == "it is for other names"
-    assert why(public_key=_key().public_key()) == "it is for another key"
+    assert why(key=_key()) == "it is for another key"
     assert why(ca=opened(tmp_path / "another", NOW).certificate) == "another authority has signed it"
 
 
@@ -281,7 +281,7 @@ def test_a_chain_is_taken_as_it_should_be(files: Files, root: Made, intermediate
         assert pair.key.get_secret_value().encode() == files.key.read_bytes()
         assert pair.fingerprint == leaf.certificate.fingerprint(hashes.SHA256()).hex()
         assert pair.warnings == ()
-    assert _write(files, _made(ca=True)).read(), "openssl req -x509 makes such"
+    _write(files, _made(ca=True)).read()  # openssl req -x509 makes such
     assert "BEGIN PRIVATE" not in repr(pair)
 
 

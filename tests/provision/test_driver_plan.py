@@ -205,8 +205,9 @@ def test_other_kernel_modules_go() -> None:
     there = "ii  nvidia-dkms-535  1-1  amd64  x\nii  linux-modules-nvidia-580-server-6.8.0-85-generic  1-1  amd64  x"
     packages = installs(host(UBUNTU_24, RTX_4090, installed=there))
     assert packages.endswith(" linux-modules-nvidia-580-server-6.8.0-85-generic- nvidia-dkms-535-")
-    there = "ii  nvidia-kernel-dkms  1-1  amd64  x"
-    assert installs(host(DEBIAN_13, RTX_4090, installed=there), driver="open").endswith(" nvidia-kernel-dkms-")
+    there = "ii  nvidia-kernel-dkms  1-1  amd64  x\nii  nvidia-kernel-support  1-1  amd64  x"
+    packages = installs(host(DEBIAN_13, RTX_4090, installed=there), driver="open")
+    assert packages.endswith(" nvidia-kernel-dkms- nvidia-kernel-support-")
 
 
 # --- kernels ---

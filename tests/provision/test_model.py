@@ -416,5 +416,9 @@ def test_a_model_comes_from_the_bundle(folder: Path, tmp_path: Path, monkeypatch
     (bundle / "models" / name / "config.json").write_text("damaged")
     with pytest.raises(DeployError, match=r"is damaged: models/\S+/config\.json has another SHA-256"):
         source()
-    with pytest.raises(DeployError, match=rf"does not have the model small, only {name}: .* --model small"):
+    with pytest.raises(
+        DeployError, match=rf"does not have the model small, only {name}: .* --model small, or set model_source=upload"
+    ):
         deploy_module.model_source(data(model="small", bundle=bundle), folder_name(pinned("small")))
+    elsewhere = data(model="small", bundle=bundle, model_source="upload")
+    assert deploy_module.model_source(elsewhere, folder_name(pinned("small"))) is not None

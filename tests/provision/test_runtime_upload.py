@@ -165,3 +165,15 @@ def test_files_are_read_from_paths(here: Path, shell_host: ShellHost, tmp_path: 
 
 def test_no_folder_is_an_empty_listing(shell_host: ShellHost, tmp_path: Path) -> None:
     assert shell_host.get_fact(FilesIn, path=str(tmp_path / "nothing here")) == {}
+
+
+def test_a_transfer_is_in_memory_only_while_it_is_sent() -> None:
+    content = random.Random(4).randbytes(3 * PIECE)
+    transfer = upload._Transfer(Slice(Upload.content("it", content), PIECE, PIECE))
+    assert transfer._buffer is None
+    for _ in range(2):  # pyinfra tries an upload that failed again
+        transfer.seek(0)
+        assert transfer.read(10) == content[PIECE : PIECE + 10]
+        assert transfer.tell() == 10
+        assert transfer.read() == content[PIECE + 10 : 2 * PIECE]
+        assert transfer._buffer is None

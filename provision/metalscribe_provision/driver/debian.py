@@ -24,6 +24,9 @@ BRANCHES: Final = {"12": 535, "13": 550}
 
 KERNEL_MODULES: Final = {Flavour.PROPRIETARY: "nvidia-kernel-dkms", Flavour.OPEN: "nvidia-open-kernel-dkms"}
 
+KERNEL_SUPPORT: Final = {Flavour.PROPRIETARY: "nvidia-kernel-support", Flavour.OPEN: "nvidia-open-kernel-support"}
+"""Their modprobe configuration, which they depend on: left behind, it would be preferred to the other ones'."""
+
 LIBRARIES: Final = ("libcuda1", "libnvidia-ml1", "nvidia-smi")
 """Must be of the kernel modules' very version."""
 
@@ -58,7 +61,12 @@ def select(required: Requirement, system: System) -> Selection:
         branch=branch,
         flavour=flavour,
         packages=(*driver, *_headers(system)),
-        unwanted=tuple(name for name in KERNEL_MODULES.values() if name != driver[0] and name in system.installed),
+        unwanted=tuple(
+            names[other]
+            for names in (KERNEL_MODULES, KERNEL_SUPPORT)
+            for other in Flavour
+            if other is not flavour and names[other] in system.installed
+        ),
         held=driver,
     )
 

@@ -39,6 +39,16 @@ _FORM_MIB: Final = 16
 """Room above the service's limit: it takes 64 fields of 64 KiB beside the file, and says itself when a file is too large."""
 
 
+_TEMPLATES: Final = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(CHECKOUT / "nginx"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # noqa: S701  (nginx's language, not HTML)
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """What the configuration depends on.
@@ -139,14 +149,6 @@ def is_address(name: str) -> bool:
 
 def _render(site: Site, configuration: str) -> dict[str, str]:
     has_address = any(map(is_address, site.names))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(CHECKOUT / "nginx"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  (nginx's language, not HTML)
-    )
     values = {
         "configuration": configuration,
         "names": [_host_header(name) for name in site.names],
@@ -172,8 +174,8 @@ def _render(site: Site, configuration: str) -> dict[str, str]:
         "connections": site.connections,
     }
     return {
-        template.removesuffix(".j2"): environment.get_template(template).render(values)
-        for template in environment.list_templates(filter_func=lambda name: name.endswith(".conf.j2"))
+        template.removesuffix(".j2"): _TEMPLATES.get_template(template).render(values)
+        for template in _TEMPLATES.list_templates(filter_func=lambda name: name.endswith(".conf.j2"))
     }
 
 

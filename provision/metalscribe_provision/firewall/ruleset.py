@@ -17,7 +17,14 @@ SSH: Final = 22
 
 _HTTP: Final = 80
 
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_TEMPLATES: Final = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # noqa: S701  (nft's language, not HTML)
+)
 
 
 def ruleset(data: HostData, ssh_ports: Collection[int], own_rules: str = str(OWN_RULES)) -> str:
@@ -30,14 +37,6 @@ def ruleset(data: HostData, ssh_ports: Collection[int], own_rules: str = str(OWN
     """
     networks = [ipaddress.ip_network(network) for network in data.https_allow]
     answers_acme = data.tls is Tls.ACME and data.acme_challenge is AcmeChallenge.HTTP_01
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  (nft's language, not HTML)
-    )
     values: dict[str, Any] = {
         "own_rules": own_rules,
         "ssh_ports": sorted(ssh_ports),
@@ -47,7 +46,7 @@ def ruleset(data: HostData, ssh_ports: Collection[int], own_rules: str = str(OWN
         "https_ipv6": _merged(network for network in networks if isinstance(network, ipaddress.IPv6Network)),
         "http_port": _HTTP if answers_acme else None,
     }
-    return environment.get_template("ruleset.nft.j2").render(values)
+    return _TEMPLATES.get_template("ruleset.nft.j2").render(values)
 
 
 def ssh_ports_of(wanted: Sequence[int], connection: str, configured: int | None) -> frozenset[int]:

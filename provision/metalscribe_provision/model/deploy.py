@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import DeployError
@@ -52,33 +53,32 @@ def model_source(data: HostData, folder: str) -> Callable[[], list[Upload]] | No
     """What uploads the model's files; None if the host downloads it.
 
     Raises:
-        DeployError: the bundle has no such model in it, or a damaged one.
+        DeployError: the host has no internet, and the bundle has no such model in it.
     """
     if data.model_path is not None:
         local = folder_model(data.model_path)
         return lambda: model_uploads(local)
-    if data.bundle is not None:
-        return _bundled(data, folder)
+    if data.bundle is not None and (bundled := _bundled(data.bundle, folder)) is not None:
+        return bundled
     if data.model_source is ModelSource.UPLOAD:
         return lambda: model_uploads(downloaded_model(data.model))
+    if data.bundle is not None:
+        raise DeployError(
+            f"the bundle {data.bundle} does not have the model {data.model}, only {', '.join(read_bundle(data.bundle).models) or 'none'}: "
+            f"make it again with --model {data.model}, or set model_source=upload, so that this machine downloads it"
+        )
     return None
 
 
-def _bundled(data: HostData, folder: str) -> Callable[[], list[Upload]]:
-    if data.bundle is None:
-        raise DeployError("there is no bundle")
-    bundle = read_bundle(data.bundle)
-    names = bundle.model_files(folder)
+def _bundled(path: Path, folder: str) -> Callable[[], list[Upload]] | None:
+    bundle = read_bundle(path)
+    names = [f"{BUNDLED_MODELS}/{folder}/{name}" for name in bundle.model_files(folder)]
     if not names:
-        raise DeployError(
-            f"the bundle {bundle.folder} does not have the model {data.model}, only {', '.join(bundle.models) or 'none'}: "
-            f"make it again with `make bundle` and --model {data.model}"
-        )
-    local = LocalModel(bundle.path(BUNDLED_MODELS) / folder, folder)
+        return None
 
     def uploads() -> list[Upload]:
-        bundle.check(f"{BUNDLED_MODELS}/{folder}/{name}" for name in names)
-        return model_uploads(local)
+        bundle.check(names)
+        return model_uploads(LocalModel(bundle.path(BUNDLED_MODELS) / folder, folder))
 
     return uploads
 

@@ -65,6 +65,7 @@ def brought(folder: str, uploads: Callable[[], list[Upload]], release: Release) 
     target, arriving = str(MODELS / folder), MODELS / f".{folder}.arriving"
     there = host.get_fact(FilesIn, path=target)
     if any(there.get(upload.name) != (upload.size, upload.sha256) for upload in wanted):
+        host.log(f"Uploading model {folder} ({sum(upload.size for upload in wanted) / 1e6:.0f} MB)")
         yield from uploaded(wanted, arriving, user=USER)
         move = 'rm -rf "$2" && mv -T "$1" "$2"'
         yield StringCommand(

@@ -8,7 +8,7 @@ from typing import Final
 
 from pyinfra.api.command import FileUploadCommand, QuoteString, StringCommand
 from pyinfra.api.operation import operation
-from pyinfra.context import host
+from pyinfra.context import host, state
 
 from metalscribe_provision.common import ROOT, USER
 from metalscribe_provision.runtime import uv
@@ -40,6 +40,11 @@ def built(release: Release, wheels: Sequence[Upload] = ()) -> Generator[StringCo
         Upload.content(release.wheel.name, content),
         *(wheels or [Upload.text("bootstrap.txt", bootstrap)]),
     ]
+    if state.is_executing:
+        size = sum(upload.size for upload in uploads) / 1e6
+        host.log(
+            f"Building release {release.id} of {f'{size:.0f} MB from the bundle' if wheels else 'the package index'}"
+        )
     folder = incoming(release)
     yield from uploaded(uploads, folder)
     arguments = (

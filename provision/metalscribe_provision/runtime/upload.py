@@ -18,6 +18,7 @@ from typing import Final
 
 from pyinfra.api.command import FileUploadCommand, QuoteString, StringCommand
 from pyinfra.context import host
+from typing_extensions import override
 
 from metalscribe_provision.common import ROOT
 from metalscribe_provision.runtime.facts import FilesIn
@@ -128,7 +129,7 @@ def uploaded(
     yield StringCommand("install", "-d", "-m", "700", QuoteString(str(INCOMING)))
     yield _as(user, "mkdir", "-p", *sorted({str((folder / upload.name).parent) for upload in [*wanted, sums]}))
     for shipment in shipments([*wanted, sums], there, piece):
-        yield FileUploadCommand(io.BytesIO(_content(shipment)), str(_PIECE_PATH))
+        yield FileUploadCommand(_Transfer(shipment), str(_PIECE_PATH))
         if isinstance(shipment, Together):
             # What it replaces may be a damaged file that somebody protected.
             yield _as(
@@ -145,6 +146,43 @@ def uploaded(
     verify = 'cd "$1" && sha256sum --check --strict --quiet "$2" || { rm -rf "$1"; echo "$3" >&2; exit 1; }'
     damaged = f"files in {folder} arrived damaged and were removed; run the deploy again"
     yield _as(user, "sh", "-c", verify, "sh", str(folder), SUMS, damaged)
+
+
+class _Transfer(io.RawIOBase):
+    """What a transfer sends, in memory only meanwhile: pyinfra keeps an operation's commands until all of them have run."""
+
+    def __init__(self, shipment: Together | Slice) -> None:
+        super().__init__()
+        self._shipment = shipment
+        self._buffer: io.BytesIO | None = None
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._opened().seek(offset, whence)
+
+    @override
+    def tell(self) -> int:
+        return self._opened().tell()
+
+    def readinto(self, target: memoryview) -> int:
+        """Read the next bytes; the end of the content lets go of it."""
+        count = self._opened().readinto(target)
+        if not count:
+            self._buffer = None
+        return count
+
+    def _opened(self) -> io.BytesIO:
+        if self._buffer is None:
+            self._buffer = io.BytesIO(_content(self._shipment))
+        return self._buffer
 
 
 def _as(user: str | None, *arguments: str, stdin: PurePosixPath | None = None) -> StringCommand:

@@ -16,6 +16,8 @@ from metalscribe_provision.service.units import Machine
 class ReleaseStatus(FactBase[dict[str, Any]]):
     """``metalscribe-release status``; empty where the tool is not installed yet."""
 
+    default = dict
+
     def command(self) -> str:
         """Prints JSON, or nothing."""
         tool = f"{ROOT}/bin/metalscribe-release"
@@ -62,6 +64,11 @@ class ApiKeyPresent(FactBase[bool]):
     def command(self, path: str) -> str:
         """``yes`` if the file is there and not empty."""
         return f"[ ! -s '{path}' ] || echo yes"
+
+    @staticmethod
+    def default() -> bool:
+        """It was not."""
+        return False
 
     def process(self, output: Sequence[str]) -> bool:
         """The answer."""
