@@ -178,6 +178,14 @@ def test_a_directory_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
         weights.resolve(str(path), tmp_path / "models")
 
 
+@pytest.mark.parametrize(
+    ("repository", "name"), [("Systran/faster-whisper-tiny", "tiny"), ("someone/their-model", "someone/their-model")]
+)
+def test_a_download_given_as_a_directory_keeps_its_name(tmp_path: Path, repository: str, name: str) -> None:
+    path = put_download(tmp_path, repository, "1" * 40)
+    assert weights.resolve(str(path), tmp_path / "elsewhere").name == name
+
+
 def test_a_directory_does_not_hide_a_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model(tmp_path / "base", tokens(51865))
     monkeypatch.chdir(tmp_path)

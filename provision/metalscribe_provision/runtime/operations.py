@@ -32,30 +32,20 @@ def built(release: Release, wheels: Sequence[Upload] = ()) -> Generator[StringCo
         return
     bootstrap = uv.BOOTSTRAP.read_text(encoding="utf-8")
     version, _ = uv.pinned_uv(bootstrap)
-    content = release.wheel.read_bytes()
     uploads = [
         Upload.text("build-release.sh", BUILD_SCRIPT.read_text(encoding="utf-8")),
         Upload.text("requirements.txt", release.requirements),
         Upload.text("release.json", release.describe()),
-        Upload.content(release.wheel.name, content),
+        Upload.content(release.wheel.name, release.wheel.read_bytes()),
         *(wheels or [Upload.text("bootstrap.txt", bootstrap)]),
     ]
+    source = "bundle" if wheels else "index"
     if state.is_executing:
         size = sum(upload.size for upload in uploads) / 1e6
-        host.log(
-            f"Building release {release.id} of {f'{size:.0f} MB from the bundle' if wheels else 'the package index'}"
-        )
+        host.log(f"Building release {release.id} from the {source}; {size:.0f} MB to bring")
     folder = incoming(release)
     yield from uploaded(uploads, folder)
-    arguments = (
-        str(ROOT),
-        str(folder),
-        release.id,
-        release.python.path,
-        version,
-        USER,
-        "bundle" if wheels else "index",
-    )
+    arguments = (str(ROOT), str(folder), release.id, release.python.path, version, USER, source)
     yield StringCommand("sh", QuoteString(str(folder / "build-release.sh")), *map(QuoteString, arguments))
     yield StringCommand("rm", "-rf", QuoteString(str(INCOMING)))
 

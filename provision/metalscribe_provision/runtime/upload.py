@@ -14,11 +14,11 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Final
+from typing import IO, Final, cast
 
 from pyinfra.api.command import FileUploadCommand, QuoteString, StringCommand
 from pyinfra.context import host
-from typing_extensions import override
+from typing_extensions import Buffer, override
 
 from metalscribe_provision.common import ROOT
 from metalscribe_provision.runtime.facts import FilesIn
@@ -129,7 +129,7 @@ def uploaded(
     yield StringCommand("install", "-d", "-m", "700", QuoteString(str(INCOMING)))
     yield _as(user, "mkdir", "-p", *sorted({str((folder / upload.name).parent) for upload in [*wanted, sums]}))
     for shipment in shipments([*wanted, sums], there, piece):
-        yield FileUploadCommand(_Transfer(shipment), str(_PIECE_PATH))
+        yield FileUploadCommand(cast("IO[bytes]", _Transfer(shipment)), str(_PIECE_PATH))
         if isinstance(shipment, Together):
             # What it replaces may be a damaged file that somebody protected.
             yield _as(
@@ -172,9 +172,10 @@ class _Transfer(io.RawIOBase):
     def tell(self) -> int:
         return self._opened().tell()
 
-    def readinto(self, target: memoryview) -> int:
+    @override
+    def readinto(self, buffer: Buffer) -> int:
         """Read the next bytes; the end of the content lets go of it."""
-        count = self._opened().readinto(target)
+        count = self._opened().readinto(buffer)
         if not count:
             self._buffer = None
         return count

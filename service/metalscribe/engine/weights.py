@@ -137,7 +137,10 @@ def locate(model: str, models_dir: Path, *, offline: bool = False) -> ModelFiles
         return _demo()
     directory = as_directory(model)
     if directory is not None:
-        return ModelFiles(directory.name, directory, read_manifest(directory))
+        manifest = read_manifest(directory)
+        # A download knows what it is; clients shall not have to know in which folder it lies.
+        name = Reference.parse(manifest.repository).name if manifest is not None else directory.name
+        return ModelFiles(name, directory, manifest)
     reference = Reference.parse(model)
     newest: ModelFiles | None = None
     newest_at = ""
