@@ -200,7 +200,7 @@ def pci(*cards: int, driver: str = "", nvswitches: int = 0) -> str:
 def host(distribution: str, *cards: int, lists: bool = True, **answers: str | Sequence[str]) -> Responses:
     """Responses of a host with these cards; without ``lists``, apt knows nothing of NVIDIA's packages yet.
 
-    ``answers`` replace: ``pci``, ``boot``, ``candidates``, ``sources``, ``installed`` (of dpkg -l).
+    ``answers`` replace: ``pci``, ``boot``, ``candidates``, ``sources``, ``installed`` (of dpkg-query).
     """
     name = distribution.partition("-")[0]
     return {
@@ -208,6 +208,6 @@ def host(distribution: str, *cards: int, lists: bool = True, **answers: str | Se
         "SecureBoot-": answers.get("boot", f"kernel {KERNELS[distribution]}"),
         "apt-cache show": answers.get("candidates", CANDIDATES[distribution] if lists else ""),
         "/etc/apt/sources.list.d/*.sources": answers.get("sources", SOURCES[name].format(CODENAMES[distribution])),
-        "dpkg -l": answers.get("installed", ""),
+        "dpkg-query -W": answers.get("installed", ""),
         **DISTRIBUTIONS[distribution],
     }

@@ -34,7 +34,7 @@ from metalscribe_provision.driver.deploy import driver
 from metalscribe_provision.driver.sources import OWN_FILE
 from metalscribe_provision.hostdata import parse_host_data
 
-TOOLS = "apt-cache apt-get apt-mark dpkg ldconfig modinfo modprobe mokutil nvidia-modprobe nvidia-smi reboot systemctl uname update-initramfs"
+TOOLS = "apt-cache apt-get apt-mark dpkg dpkg-query ldconfig modinfo modprobe mokutil nvidia-modprobe nvidia-smi reboot systemctl uname update-initramfs"
 
 HOST_SCRIPT = r"""#!/bin/sh
 # A host's tools, by the name that this is called as; $ROOT is its root folder, $ROOT/state what it remembers.
@@ -59,7 +59,7 @@ case "${0##*/} $*" in
     done
     mkdir -p "$ROOT/lib/modules/$(cat newest)/build"; touch "$ROOT/lib/modules/$(cat newest)/nvidia-current.ko" "$ROOT/boot/vmlinuz-$(cat newest)" ;;
 "dpkg --configure -a") rm -f unconfigured ;;
-"dpkg -l") [ ! -e installed ] || sed 's/.*/ii  &  1.0-1  amd64  simulated/' installed ;;
+"dpkg-query -W "*) [ ! -e installed ] || sed 's/^/installed /' installed ;;
 "apt-mark showhold") [ ! -e held ] || cat held ;;
 "apt-mark hold "*) shift; printf '%s\n' "$@" >>held ;;
 "modinfo -F version "*) cat version ;;
@@ -355,4 +355,25 @@ def test_sources_that_have_everything_since_need_no_file_of_ours(make: Any) -> N
     assert host.changes == 1
     assert not host.text(OWN_FILE)
     assert host.deploy()
+    assert host.changes == 0
+
+
+def test_a_host_that_has_its_driver_asks_nothing_of_the_archive(make: Any) -> None:
+    host = make()
+    assert host.deploy()
+    (host.root / OWN_FILE.removeprefix("/")).unlink()
+    (host.root / "etc/apt/sources.list.d/debian.sources").unlink()
+    assert host.deploy()
+    assert host.changes == 0
+    sources = SOURCES["debian"].format("bookworm").partition("\n")[2]
+    (host.root / "etc/apt/sources.list.d/debian.sources").write_text(sources)
+    assert host.deploy()
+    assert host.changes == 0
+
+
+def test_a_host_without_an_archive_is_told_so(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    host = make()
+    (host.root / "etc/apt/sources.list.d/debian.sources").unlink()
+    assert not host.deploy()
+    assert "no apt source on this host has component main of bookworm" in caplog.text
     assert host.changes == 0

@@ -13,7 +13,17 @@ from pyinfra.api.exceptions import FactProcessError
 
 from metalscribe_provision.driver.candidates import parse_candidates
 from metalscribe_provision.driver.cards import Card, Flavour
-from metalscribe_provision.driver.facts import Boot, BootState, DeviceNodes, NvidiaDevices, PciDevices, Unit, UnitState
+from metalscribe_provision.driver.facts import (
+    Boot,
+    BootState,
+    DeviceNodes,
+    NvidiaDevices,
+    Packages,
+    PackageStates,
+    PciDevices,
+    Unit,
+    UnitState,
+)
 from metalscribe_provision.driver.nvml import Gpu, NvmlReport, parse_report, problem
 from metalscribe_provision.driver.pci import parse_devices
 from metalscribe_provision.driver.sources import (
@@ -314,6 +324,18 @@ def test_boot_state() -> None:
     assert BootState().process(["kernel 6.1.0-56-amd64"]) == Boot("6.1.0-56-amd64")
     lines = ["kernel 6.1.0-56-amd64", "headers", "secure_boot", "mok_enrolled"]
     assert BootState().process(lines) == Boot("6.1.0-56-amd64", headers=True, secure_boot=True, mok_enrolled=True)
+
+
+def test_package_states() -> None:
+    lines = [
+        "installed libc6",
+        "half-configured nvidia-open-kernel-dkms",
+        "config-files dkms",
+        "triggers-pending libc-bin",
+    ]
+    assert PackageStates().process(lines) == Packages(
+        frozenset({"libc6"}), frozenset({"nvidia-open-kernel-dkms", "libc-bin"})
+    )
 
 
 def test_unit_state() -> None:

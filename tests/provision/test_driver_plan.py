@@ -195,17 +195,17 @@ def test_a_branch_that_lacks_a_package_is_passed_over() -> None:
 
 
 def test_the_branch_that_is_installed_stays() -> None:
-    there = [f"ii  {name}  1-1  amd64  made up" for name in ubuntu_packages("570-server-open").split()]
+    there = [f"installed {name}" for name in ubuntu_packages("570-server-open").split()]
     planned = plan(driver, {}, host(UBUNTU_24, RTX_4090, installed=there))
     assert not named(planned, "Packages of the driver 570, open kernel modules").changes
     assert not named(planned, "apt's lists").changes
 
 
 def test_other_kernel_modules_go() -> None:
-    there = "ii  nvidia-dkms-535  1-1  amd64  x\nii  linux-modules-nvidia-580-server-6.8.0-85-generic  1-1  amd64  x"
+    there = "half-configured nvidia-dkms-535\ninstalled linux-modules-nvidia-580-server-6.8.0-85-generic"
     packages = installs(host(UBUNTU_24, RTX_4090, installed=there))
     assert packages.endswith(" linux-modules-nvidia-580-server-6.8.0-85-generic- nvidia-dkms-535-")
-    there = "ii  nvidia-kernel-dkms  1-1  amd64  x\nii  nvidia-kernel-support  1-1  amd64  x"
+    there = "installed nvidia-kernel-dkms\ninstalled nvidia-kernel-support"
     packages = installs(host(DEBIAN_13, RTX_4090, installed=there), driver="open")
     assert packages.endswith(" nvidia-kernel-dkms- nvidia-kernel-support-")
 
@@ -237,7 +237,7 @@ def test_a_kernel_without_modules_is_refused(kernel: str) -> None:
 
 
 def test_the_kernel_is_held_with_the_driver() -> None:
-    there = [f"ii  linux-{kind}generic  1-1  amd64  x" for kind in ("", "image-", "headers-")]
+    there = [f"installed linux-{kind}generic" for kind in ("", "image-", "headers-")]
     planned = plan(driver, {}, host(UBUNTU_24, RTX_4090, installed=there))
     held = named(planned, "Hold the driver's packages").commands[0]
     assert held.endswith(" nvidia-modprobe linux-generic linux-image-generic linux-headers-generic")
@@ -345,7 +345,7 @@ def test_other_distributions_are_refused() -> None:
 
 @pytest.mark.parametrize("distribution", [DEBIAN_12, DEBIAN_13, UBUNTU_22, UBUNTU_24])
 def test_unattended_upgrades_leaves_every_held_package_alone(distribution: str) -> None:
-    there = [f"ii  linux-{kind}generic  1-1  amd64  x" for kind in ("", "image-", "headers-")]
+    there = [f"installed linux-{kind}generic" for kind in ("", "image-", "headers-")]
     planned = plan(driver, {}, host(distribution, RTX_4090, installed=there))
     patterns = re.findall(r'"(.+)";', files(planned)[UNATTENDED_UPGRADES_FILE])
     held = named(planned, "Hold the driver's packages").commands[0].split()[2:]

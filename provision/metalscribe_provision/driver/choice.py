@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyinfra.context import host, state
-from pyinfra.facts.deb import DebPackages
 from pyinfra.facts.server import LinuxDistribution
 
-from metalscribe_provision.driver.facts import AptCandidates, BootState, Nvml, PciDevices, RunningDriver
+from metalscribe_provision.driver.facts import AptCandidates, BootState, Nvml, PackageStates, PciDevices, RunningDriver
 from metalscribe_provision.driver.nvml import problem
 from metalscribe_provision.driver.plan import plan
 from metalscribe_provision.driver.requirement import Refused
@@ -92,6 +91,7 @@ class Choice:
 
     def _look(self) -> Selection | None:
         boot = host.get_fact(BootState)
+        packages = host.get_fact(PackageStates)
         system = System(
             distribution=self.distribution,
             kernel=boot.kernel,
@@ -99,14 +99,15 @@ class Choice:
             secure_boot=boot.secure_boot,
             mok_enrolled=boot.mok_enrolled,
             candidates=host.get_fact(AptCandidates),
-            installed=installed(),
+            installed=packages.installed,
+            unfinished=packages.unfinished,
         )
         return plan(self.devices, system, self._data.driver, self._data.driver_branch)
 
 
 def installed() -> frozenset[str]:
     """Names of the packages that are installed on the current host."""
-    return frozenset(host.get_fact(DebPackages) or {})
+    return host.get_fact(PackageStates).installed
 
 
 def _distribution() -> Distribution:

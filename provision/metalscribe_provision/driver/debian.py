@@ -6,7 +6,8 @@
 | 13      | 550    | nvidia-kernel-dkms, or nvidia-open-kernel-dkms  |
 
 Beside the modules: libcuda1 and libnvidia-ml1 (the driver's libraries), nvidia-smi, nvidia-persistenced, nvidia-modprobe,
-and the running kernel's headers; the GPU's firmware comes as their dependency. No X, no OpenGL.
+and the running kernel's headers; the GPU's firmware comes as their dependency. No X, no OpenGL. The open modules are taken on
+the operator's word alone: Debian updates them less often, and 550.163.01-2 does not build for 13's newer 6.12 kernels.
 (https://wiki.debian.org/NvidiaGraphicsDrivers, packages nvidia-graphics-drivers and nvidia-open-gpu-kernel-modules.)
 """
 
@@ -65,7 +66,7 @@ def select(required: Requirement, system: System) -> Selection:
             names[other]
             for names in (KERNEL_MODULES, KERNEL_SUPPORT)
             for other in Flavour
-            if other is not flavour and names[other] in system.installed
+            if other is not flavour and names[other] in system.present
         ),
         held=driver,
     )

@@ -45,6 +45,32 @@ class AptCandidates(FactBase[Mapping[str, candidates.Candidate]]):
         return candidates.parse_candidates(output)
 
 
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """Names of packages: those that are installed, and those whose installation has begun and not come to its end."""
+
+    installed: frozenset[str] = frozenset()
+    unfinished: frozenset[str] = frozenset()
+
+
+class PackageStates(FactBase[Packages]):
+    """What dpkg has; a package whose kernel module failed to build is among the unfinished."""
+
+    default = Packages
+
+    @override
+    def command(self) -> str:
+        return "dpkg-query -W -f '${db:Status-Status} ${Package}\\n'"
+
+    @override
+    def process(self, output: Iterable[str]) -> Packages:
+        states = [line.split() for line in output]
+        return Packages(
+            frozenset(name for state, name in states if state == "installed"),
+            frozenset(name for state, name in states if state not in {"installed", "not-installed", "config-files"}),
+        )
+
+
 class AptSources(FactBase[list[sources.Source]]):
     """apt's entries of binary packages, without our own file's."""
 

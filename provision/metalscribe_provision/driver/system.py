@@ -39,6 +39,14 @@ class System:
     installed: frozenset[str] = frozenset()
     """Names of the packages that are installed."""
 
+    unfinished: frozenset[str] = frozenset()
+    """Names of those that are there, but not set up."""
+
+    @property
+    def present(self) -> frozenset[str]:
+        """Names of the packages that are there, set up or not."""
+        return self.installed | self.unfinished
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -48,7 +56,7 @@ class Selection:
     flavour: Flavour
     packages: tuple[str, ...]
     unwanted: tuple[str, ...] = ()
-    """Installed packages of other kernel modules than these: only one of them may be there."""
+    """Packages of other kernel modules than these that are there: only one of them may be."""
 
     held: tuple[str, ...] = ()
     """Packages that apt may not change unasked (apt-mark hold), of those that are installed."""

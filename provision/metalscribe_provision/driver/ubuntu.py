@@ -106,7 +106,7 @@ def _branch(required: Requirement, system: System, branch: int) -> Selection:
         unwanted=tuple(
             sorted(
                 name
-                for name in system.installed
+                for name in system.present
                 if (found := _OF_BRANCH.fullmatch(name)) and (found[1] != suffix or name.startswith("nvidia-dkms-"))
             )
         ),

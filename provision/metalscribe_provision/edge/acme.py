@@ -14,6 +14,7 @@ from metalscribe_provision.hostdata import AcmeChallenge, HostData
 
 LINEAGE: Final = "metalscribe"
 LIVE: Final = f"/etc/letsencrypt/live/{LINEAGE}"
+ARCHIVE: Final = f"/etc/letsencrypt/archive/{LINEAGE}"
 RENEWAL: Final = f"/etc/letsencrypt/renewal/{LINEAGE}.conf"
 HOOK: Final = "/etc/letsencrypt/renewal-hooks/deploy/metalscribe"
 DNS_CREDENTIALS: Final = ETC / "credentials" / "acme_dns.ini"

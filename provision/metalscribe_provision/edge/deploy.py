@@ -61,7 +61,7 @@ def edge(data: HostData) -> None:
         pointed(name="Show the ACME server's certificate", target=_acme_pair)
         reloaded(name="Let nginx read it", server=names[0], port=data.https_port)
         systemd.service(name="Renew it in time", service="certbot.timer", running=True, enabled=True)
-    tidied(name="Remove what is no longer used")
+    tidied(name="Remove what is no longer used", data=data)
     proven(name="nginx serves what was written", problem=partial(_problem, data, names[0]))
 
 

@@ -14,6 +14,7 @@ from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.facts import FactBase
 
 from metalscribe_provision.common import TLS_DIR
+from metalscribe_provision.edge.acme import ARCHIVE, HOOK, LIVE, RENEWAL
 from metalscribe_provision.edge.authority import HostKey
 from metalscribe_provision.edge.site import Version, is_address, parse_version
 
@@ -160,15 +161,17 @@ class Healthz(FactBase[str]):
 
 
 class Leftovers(FactBase[list[str]]):
-    """Configurations and certificates that nothing points to any more."""
+    """Configurations and certificates that nothing points to any more, and without ACME what certbot would go on renewing."""
 
-    def command(self) -> StringCommand:
-        """Their folders, one per line."""
+    def command(self, acme: bool) -> StringCommand:
+        """Their paths, one per line."""
+        left_by_acme = [] if acme else [HOOK, RENEWAL, LIVE, ARCHIVE]
         return StringCommand(
             "unused() { for each in $1; do",
             '[ ! -d "$each" ] || [ "$(basename "$each")" = "$(basename "$(readlink "$2")")" ] || echo "$each"; done; };',
             f"unused '{NGINX}/metalscribe.d/*' {NGINX}/metalscribe;",
-            f"unused '{TLS_DIR}/files-*' {TLS_DIR}/current",
+            f"unused '{TLS_DIR}/files-* {TLS_DIR}/bootstrap' {TLS_DIR}/current;",
+            *(f"[ ! -e {path} ] || echo {path};" for path in left_by_acme),
         )
 
     default = list

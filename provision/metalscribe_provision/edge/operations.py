@@ -19,7 +19,7 @@ from metalscribe_provision.common import CHECKOUT, TLS_DIR
 from metalscribe_provision.edge import acme, authority
 from metalscribe_provision.edge.facts import NGINX, DefaultSite, Leftovers, PairIn, Running, RunningIn, StoredPair
 from metalscribe_provision.edge.site import Site, configuration_id, render_site
-from metalscribe_provision.hostdata import HostData
+from metalscribe_provision.hostdata import HostData, Tls
 
 CURRENT: Final = TLS_DIR / "current"
 INTERNAL: Final = TLS_DIR / "internal"
@@ -136,9 +136,9 @@ def reloaded(server: str, port: int) -> Commands:
 
 
 @operation()
-def tidied() -> Commands:
+def tidied(data: HostData) -> Commands:
     """Remove configurations and certificates that nothing points to any more."""
-    leftovers = host.get_fact(Leftovers)
+    leftovers = host.get_fact(Leftovers, acme=data.tls is Tls.ACME)
     if not leftovers:
         host.noop("there is nothing to remove")
         return
