@@ -46,6 +46,7 @@ class Driver(StrEnum):
     AUTO = "auto"
     OPEN = "open"
     PROPRIETARY = "proprietary"
+    EXISTING = "existing"
     NONE = "none"
 
 
@@ -110,10 +111,10 @@ class HostData(BaseModel):
 
     # --- the machine ---
     driver: Driver = Driver.AUTO
-    """NVIDIA driver: auto (by the card's PCI id), open, proprietary, or none for a host without a GPU."""
+    """NVIDIA driver: auto (by the card's PCI id), open, proprietary, existing (the one that is there is only proven), or none (no GPU)."""
 
     driver_branch: Text = "auto"
-    """Driver branch such as 580; auto takes the newest that the card and the distribution have."""
+    """Driver branch such as 580; auto takes the newest that the card and the distribution have, and stays with what is installed."""
 
     allow_reboot: bool = False
     """Reboot the host when the driver needs it; otherwise the deploy stops there and says so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,18 @@ class Access:
             "LogLevel": "ERROR",
         }
         return "-F", "/dev/null", *(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))
+
+    def know(self, names: Sequence[str], public_key: str) -> None:
+        """From now on a host is known by this key, and by no other.
+
+        Args:
+            names: its name and its addresses.
+            public_key: kind and key, as in the host's ``.pub`` file.
+        """
+        known = self.known_hosts.read_text(encoding="ascii").splitlines()
+        others = [line for line in known if not set(names) & set(line.split()[0].split(","))]
+        line = f"{','.join(names)} {' '.join(public_key.split()[:2])}"
+        self.known_hosts.write_text("".join(f"{each}\n" for each in [*others, line]), encoding="ascii")
 
 
 def make_key(path: Path, comment: str) -> None:

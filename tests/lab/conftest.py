@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
+from lab.checkout import Checkout
 from lab.container import Container
 from lab.controller import CHECKOUT, Controller
-from lab.lab import Lab
+from lab.deployed import Deployed, Recording
+from lab.https import Client
+from lab.lab import Lab, Snapshot
 from lab.network import OUTSIDE, Namespace
 
 HERE = Path(__file__).parent
 TIMEOUT = 1500  # seconds for one test and the fixtures that it is the first to need: the image, the first deploy
 
-MakeContainer = Callable[[str], Container]
+
+class MakeContainer(Protocol):
+    """Start a host, fresh or from a snapshot of it; it is removed after the module."""
+
+    def __call__(self, name: str, snapshot: Snapshot | None = None) -> Container: ...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,7 +70,7 @@ def _interrupted(number: int, _frame: FrameType | None) -> None:
 
 @pytest.fixture(scope="module")
 def make_container(lab: Lab) -> Iterator[MakeContainer]:
-    """Start fresh hosts, by name; they are removed after the module."""
+    """Start hosts, by name; they are removed after the module."""
     before = set(lab.containers)
     yield lab.start
     for name in set(lab.containers) - before:
@@ -88,9 +95,64 @@ def nowhere(lab: Lab) -> Namespace:
     return lab.network.unattached("nowhere")
 
 
+@pytest.fixture(scope="session")
+def checkout(lab: Lab) -> Checkout:
+    """This checkout as it was when the session came to it, with a bundle."""
+    return Checkout.of(CHECKOUT, lab.folder / "checkout")
+
+
 @pytest.fixture(scope="module")
-def controller(lab: Lab, request: pytest.FixtureRequest) -> Controller:
-    """The machine that deploys this checkout."""
-    return Controller(
-        lab.network.controller, lab.access, lab.folder / f"controller-{request.module.__name__}", CHECKOUT
-    )
+def controller(lab: Lab, checkout: Checkout, request: pytest.FixtureRequest) -> Controller:
+    """The machine that deploys it."""
+    folder = lab.folder / f"controller-{request.module.__name__}"
+    return Controller(lab.network.controller, lab.access, folder, checkout.folder)
+
+
+@pytest.fixture(scope="session")
+def variables(lab: Lab, checkout: Checkout) -> Mapping[str, object]:
+    """What the inventory says of every deployed host."""
+    return {
+        "driver": "none",
+        "model": "demo",
+        "bundle": checkout.bundle,
+        "ca_dir": lab.folder / "ca",
+        "min_disk_gb": 3,  # there is one model, and it is a small one
+        "metalscribe_rate_limit": "1000/minute",  # the tests ask more than a client does
+    }
+
+
+@pytest.fixture(scope="session")
+def deployed(lab: Lab, checkout: Checkout, variables: Mapping[str, object]) -> Deployed:
+    """A fresh host ``gpu1``, deployed to once as root, then shut down: what most tests start from."""
+    controller = Controller(lab.network.controller, lab.access, lab.folder / "controller-deployed", checkout.folder)
+    host = lab.start("gpu1")
+    with controller.start(controller.inventory([host], variables)) as deploy:
+        outcome = deploy.outcome().succeeded()
+        begun, seconds = deploy.begun, deploy.seconds
+    key = host.run("cat /etc/metalscribe/credentials/metalscribe_api_key").stdout.strip()
+    return Deployed(lab.snapshot(host), outcome, begun, seconds, lab.folder / "ca" / "ca.crt", key)
+
+
+@pytest.fixture(scope="module")
+def host(make_container: MakeContainer, deployed: Deployed) -> Container:
+    """The deployed host, the module's own."""
+    return make_container("gpu1", deployed.snapshot)
+
+
+@pytest.fixture(scope="module")
+def inventory(controller: Controller, host: Container, variables: Mapping[str, object]) -> Path:
+    """The one that the deployed host was deployed with."""
+    return controller.inventory([host], variables)
+
+
+@pytest.fixture(scope="module")
+def api(client: Namespace, host: Container, deployed: Deployed) -> Client:
+    """A client in the operator's own network that has the host's key."""
+    return Client(client, host, deployed.authority, deployed.key)
+
+
+@pytest.fixture(scope="session")
+def recording(checkout: Checkout) -> Recording:
+    """A quarter of a minute of speech, the service's own sample."""
+    path = checkout.folder / "service/metalscribe/samples/sample.flac"
+    return Recording(path, "the train leaves at")

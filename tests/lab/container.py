@@ -49,7 +49,7 @@ class Container:
     Args:
         name: its host name.
         folder: where its file system and its state are; removed with it.
-        image: the root folder that it starts from, left as it is.
+        layers: the folders that its file system starts from, uppermost first, left as they are.
         namespace: its network.
         controller: the network that the lab reaches it from.
         access: how the lab gets in.
@@ -61,7 +61,7 @@ class Container:
         name: str,
         *,
         folder: Path,
-        image: Path,
+        layers: Sequence[Path],
         namespace: Namespace,
         controller: Namespace,
         access: Access,
@@ -78,8 +78,11 @@ class Container:
         self._supervisor: subprocess.Popen[bytes] | None = None
         folder.mkdir(mode=0o711)  # an unprivileged user of the container passes through
         self._notifications = Notifications(folder / "notify")
-        _mount(folder, image)
-        self._furnish()
+        _mount(folder, layers)
+        if (self.root / "etc/hostname").read_text(encoding="ascii") != f"{name}\n":
+            self._furnish()
+        public_key = (self.root / "etc/ssh/ssh_host_ed25519_key.pub").read_text(encoding="ascii")
+        access.know([name, *namespace.addresses], public_key)
 
     @property
     def address(self) -> str:
@@ -161,13 +164,19 @@ class Container:
         """What differs from boot to boot."""
         return self.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
 
-    def close(self) -> None:
-        """Switch it off and remove everything that it consists of, but for its network."""
+    def close(self, keep: Path | None = None) -> None:
+        """Switch it off and remove everything that it consists of, but for its network.
+
+        Args:
+            keep: where its changes to the layers below go instead.
+        """
         self.cut_power()
         self._notifications.close()
         for group in self._groups:
             cgroup.remove(group)
         unmount(self.root)
+        if keep is not None:
+            (self._folder / "changes").rename(keep)
         shutil.rmtree(self._folder)
 
     # --- what can be done with it ---
@@ -254,11 +263,7 @@ class Container:
         (etc / "hostname").write_text(f"{self.name}\n", encoding="ascii")
         addresses = "".join(f"{address} {self.name}\n" for address in self.namespace.addresses)
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{addresses}", encoding="ascii")
-        host_key = etc / "ssh/ssh_host_ed25519_key"
-        make_key(host_key, f"root@{self.name}")
-        public = " ".join(host_key.with_suffix(".pub").read_text(encoding="ascii").split()[:2])
-        with self._access.known_hosts.open("a", encoding="ascii") as known:
-            known.write(f"{','.join([self.name, *self.namespace.addresses])} {public}\n")
+        make_key(etc / "ssh/ssh_host_ed25519_key", f"root@{self.name}")
         ours = self._access.key.with_suffix(".pub").read_text(encoding="ascii")
         for home in (self.root / "root", self.root / "home" / USER):
             owner = home.stat()
@@ -289,11 +294,13 @@ def unmount(point: Path) -> None:
     (NSPAWN / "locks" / f"inode-{root.st_dev}:{root.st_ino}").unlink(missing_ok=True)
 
 
-def _mount(folder: Path, image: Path) -> None:
-    """The container's root: the image, with what it changes on top of it."""
+def _mount(folder: Path, layers: Sequence[Path]) -> None:
+    """The container's root: the layers, with what it changes on top of them."""
     for name in ("changes", "work", "root"):
         (folder / name).mkdir(mode=0o755)
-    (folder / "image").symlink_to(image)
+    names = [f"layer{number}" for number, _ in enumerate(layers)]
+    for name, layer in zip(names, layers, strict=True):
+        (folder / name).symlink_to(layer)
     # Relative names, because a path with a comma or a colon would be several options.
-    layers = "lowerdir=image,upperdir=changes,workdir=work"
-    subprocess.run(["mount", "-t", "overlay", "-o", layers, "metalscribe-lab", "root"], cwd=folder, check=True)
+    options = f"lowerdir={':'.join(names)},upperdir=changes,workdir=work"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "metalscribe-lab", "root"], cwd=folder, check=True)

@@ -11,6 +11,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ CHECKOUT: Final = Path(__file__).resolve().parents[2]
 BIN: Final = Path(sys.executable).parent
 
 DEPLOY_WITHIN: Final = 600.0  # seconds
+
+_BEGINS: Final = "--> Starting operation: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,14 @@ class Deploy:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self._began = time.monotonic()
+        self._changed = threading.Condition()
+        self._stdout = ""
+        self._lines: list[tuple[float, str]] = []
+        self._silent = False
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_report, self._read_lines)]
+        for reader in self._readers:
+            reader.start()
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +100,33 @@ class Deploy:
         """Whether it is under way still."""
         return self._process.poll() is None
 
+    @property
+    def seconds(self) -> float:
+        """When its last line was printed, in seconds since it was started."""
+        return self._lines[-1][0] if self._lines else 0.0
+
+    @property
+    def printed(self) -> str:
+        """What it has printed so far for people."""
+        return "".join(f"{line}\n" for _, line in self._lines)
+
+    @property
+    def begun(self) -> dict[str, float]:
+        """The operations that have begun, each with the time when: seconds since the deploy was started."""
+        starts = ((when, line.removeprefix(_BEGINS)) for when, line in self._lines if line.startswith(_BEGINS))
+        return {name.strip(): when for when, name in starts}
+
+    def begins(self, operation: str, within: float = DEPLOY_WITHIN) -> bool:
+        """Wait until an operation begins; False if the deploy ends before.
+
+        Raises:
+            AssertionError: neither happens in time.
+        """
+        with self._changed:
+            happened = self._changed.wait_for(lambda: operation in self.begun or self._silent, within)
+        assert happened, f"waited {within:g} s for the operation {operation}:\n{self.printed}"
+        return operation in self.begun
+
     def ends_within(self, seconds: float) -> bool:
         """Wait for its end, but not for longer than that."""
         with suppress(subprocess.TimeoutExpired):
@@ -98,7 +137,7 @@ class Deploy:
         """End it in the middle of what it does: the process and all that it started on this machine."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()
+        self._end(DEPLOY_WITHIN)
 
     def outcome(self, within: float = DEPLOY_WITHIN) -> Outcome:
         """Wait for its end and read what it says.
@@ -106,12 +145,34 @@ class Deploy:
         Raises:
             subprocess.TimeoutExpired: it takes too long.
         """
-        stdout, stderr = self._process.communicate(timeout=within)
+        status = self._end(within)
         try:
-            report = json.loads(stdout)
+            report = json.loads(self._stdout)
         except json.JSONDecodeError:
             report = None
-        return Outcome(self._process.returncode, stdout + stderr, report)
+        return Outcome(status, self._stdout + self.printed, report)
+
+    def _end(self, within: float) -> int:
+        status = self._process.wait(within)
+        for reader in self._readers:
+            reader.join()
+        return status
+
+    def _read_report(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stdout:
+            self._stdout = stdout.read()
+
+    def _read_lines(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stderr:
+            for line in stderr:
+                with self._changed:
+                    self._lines.append((time.monotonic() - self._began, line.rstrip("\n")))
+                    self._changed.notify_all()
+        with self._changed:
+            self._silent = True
+            self._changed.notify_all()
 
 
 class Controller:
@@ -223,5 +284,7 @@ class Controller:
             # Sockets are there, whose paths have to be short (107 bytes, unix(7)).
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self._access.key.parent / "cp"),
             "LC_ALL": "C.UTF-8",
+            # What is installed in the environment is this checkout; it may be another one's turn.
+            "PYTHONPATH": os.pathsep.join(str(self.checkout / part) for part in ("provision", "service")),
         }
         return {**kept, **own, **(more or {})}

@@ -64,7 +64,7 @@ _TIMEOUT: Final = 1200.0  # seconds, for a slow mirror
 
 
 def cache_folder() -> Path:
-    """Where images are kept: METALSCRIBE_LAB_CACHE, else ``.lab/cache`` in the checkout."""
+    """Where images and bundles are kept: METALSCRIBE_LAB_CACHE, else ``.lab/cache`` in the checkout."""
     chosen = os.environ.get("METALSCRIBE_LAB_CACHE")
     return Path(chosen).absolute() if chosen else Path(__file__).resolve().parents[2] / ".lab" / "cache"
 
@@ -102,7 +102,7 @@ def image() -> Iterator[Path]:
 
 def _tidy(folder: Path, keep: Path) -> None:
     """Remove images of older recipes, and what interrupted builds left, except those that another lab runs on."""
-    for other in folder.iterdir():
+    for other in [*folder.glob(f"{SUITE}-*"), *folder.glob("building-*")]:
         if other == keep or not other.is_dir():
             continue
         handle = os.open(other, os.O_RDONLY | os.O_DIRECTORY)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -29,6 +30,19 @@ FOLDER: Final = Path("/var/lib/metalscribe-lab")
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A host as it was, from which it can be started as often as one likes.
+
+    Attributes:
+        name: the host's.
+        layers: its changes to the image, uppermost first.
+    """
+
+    name: str
+    layers: tuple[Path, ...]
+
+
 class Lab:
     """A context: at its end nothing is left of it. Containers come and go by ``start`` and ``stop``.
 
@@ -36,6 +50,8 @@ class Lab:
         network: where its containers are attached, and clients can be.
         access: how its containers are reached.
         folder: its folder; what a test puts there goes away with it.
+        containers: the hosts that there are, by name.
+        snapshots: those that were taken.
     """
 
     network: Network
@@ -45,6 +61,7 @@ class Lab:
     def __init__(self) -> None:
         self.id = secrets.token_hex(3)
         self.containers: dict[str, Container] = {}
+        self.snapshots: list[Snapshot] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -64,14 +81,15 @@ class Lab:
     ) -> None:
         self._stack.close()
 
-    def start(self, name: str) -> Container:
-        """A host, fresh from the image and up."""
+    def start(self, name: str, snapshot: Snapshot | None = None) -> Container:
+        """A host that is up: fresh from the image, or as it was when the snapshot of it was taken."""
         assert name not in self.containers, f"there is a {name} already"
+        assert snapshot is None or snapshot.name == name, "a host keeps its name, its addresses and its keys"
         namespace = self.network.attach(name)
         container = Container(
             name,
             folder=self.folder / name,
-            image=self._image,
+            layers=(*(snapshot.layers if snapshot else ()), self._image),
             namespace=namespace,
             controller=self.network.controller,
             access=self.access,
@@ -86,6 +104,16 @@ class Lab:
         del self.containers[container.name]
         container.close()
         self.network.detach(container.namespace)
+
+    def snapshot(self, container: Container) -> Snapshot:
+        """Shut a fresh host down and remove it, but keep all that is on it."""
+        container.halt()
+        del self.containers[container.name]
+        layer = self.folder / f"snapshot-{len(self.snapshots)}"
+        container.close(keep=layer)
+        self.network.detach(container.namespace)
+        self.snapshots.append(Snapshot(container.name, (layer,)))
+        return self.snapshots[-1]
 
     def _stop_all(self) -> None:
         for container in list(self.containers.values()):

@@ -6,9 +6,12 @@ the same in every lab, whatever network the machine is in.
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
+import socket
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +22,9 @@ INSIDE: Final[Subnet] = (ipaddress.IPv4Network("10.77.0.0/24"), ipaddress.IPv6Ne
 
 OUTSIDE: Final[Subnet] = (ipaddress.IPv4Network("203.0.113.0/24"), ipaddress.IPv6Network("2001:db8:77::/64"))
 """Everybody else, behind the router (addresses for documentation, RFC 5737 and RFC 3849)."""
+
+_CLONE_NEWNET: Final = 0x40000000  # setns(2)
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 _CONTROLLER: Final = 1  # the controller's place in either subnet
 
@@ -49,6 +55,21 @@ class Namespace:
         """The command that runs ``command`` in it."""
         return ["nsenter", f"--net={self.path}", "--", *command]
 
+    def connect(self, address: str, port: int, timeout: float) -> socket.socket:
+        """Open a TCP connection from it.
+
+        Raises:
+            OSError: as ``socket.create_connection``.
+        """
+        with ThreadPoolExecutor(1) as thread:  # a thread may change its namespace for itself; its sockets stay there
+            return thread.submit(self._connect, address, port, timeout).result()
+
+    def _connect(self, address: str, port: int, timeout: float) -> socket.socket:
+        with self.path.open("rb") as namespace:
+            if _LIBC.setns(namespace.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"cannot enter {self.name}")
+        return socket.create_connection((address, port), timeout)
+
     def run(
         self, *command: str, check: bool = True, timeout: float = 60.0, **more: Any
     ) -> subprocess.CompletedProcess[str]:
@@ -76,7 +97,7 @@ class Network:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._attached = {INSIDE: _CONTROLLER, OUTSIDE: _CONTROLLER}  # the last place given away
+        self._places: dict[Subnet, list[str]] = {INSIDE: [], OUTSIDE: []}
         self.controller = self._add("controller", INSIDE, _CONTROLLER)
         for bridge, subnet in (("inside", INSIDE), ("outside", OUTSIDE)):
             _ip(self.controller, "link", "add", bridge, "type", "bridge")
@@ -87,14 +108,21 @@ class Network:
     def attach(self, name: str, subnet: Subnet = INSIDE) -> Namespace:
         """A namespace with addresses in ``subnet`` and a way to the other subnet, but nowhere else.
 
+        Who has been there before gets the same addresses again.
+
         Args:
             name: what it is called in this lab, 15 characters at most (a network device has that name).
             subnet: ``INSIDE`` or ``OUTSIDE``.
         """
-        self._attached[subnet] += 1
-        place = self._attached[subnet]
+        places = self._places[subnet]
+        if name not in places:
+            places.append(name)
+        place = _CONTROLLER + 1 + places.index(name)
         namespace = self._add(name, subnet, place)
-        _ip(self.controller, "link", "add", name, "type", "veth", "peer", "name", "host0", "netns", namespace.name)
+        # The hardware address is its own too, or the others would look for it at the one from before.
+        hardware = f"02:00:00:00:{0 if subnet is INSIDE else 1:02x}:{place:02x}"
+        peer = ("peer", "name", "host0", "address", hardware, "netns", namespace.name)
+        _ip(self.controller, "link", "add", name, "type", "veth", *peer)
         _ip(self.controller, "link", "set", name, "master", "inside" if subnet is INSIDE else "outside", "up")
         _configure(namespace, "host0", subnet, place)
         for network, there in zip(subnet, OUTSIDE if subnet is INSIDE else INSIDE, strict=True):

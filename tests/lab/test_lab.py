@@ -104,6 +104,24 @@ def test_power_cut_and_halt_are_survived(c1: Container) -> None:
     assert c1.run("systemctl is-system-running").stdout == "running\n"
 
 
+def test_a_host_starts_from_a_snapshot_as_often_as_one_likes(lab: Lab, make_container: MakeContainer) -> None:
+    taken = make_container("c3")
+    taken.run("echo before > /etc/motd; rm -r /etc/cron.daily; mkdir /etc/cron.daily; touch /etc/cron.daily/mine")
+    addresses, key = taken.namespace.addresses, taken.run("cat /etc/ssh/ssh_host_ed25519_key.pub").stdout
+    snapshot = lab.snapshot(taken)
+    assert "c3" not in lab.containers
+    for _ in range(2):
+        host = make_container("c3", snapshot)
+        assert host.run("cat /etc/motd; ls /etc/cron.daily").stdout == "before\nmine\n"
+        assert (host.namespace.addresses, host.run("cat /etc/ssh/ssh_host_ed25519_key.pub").stdout) == (addresses, key)
+        assert host.run("systemctl is-system-running").stdout == "running\n"
+        host.run("echo after > /etc/motd; rm /etc/cron.daily/mine")
+        lab.stop(host)
+    fresh = make_container("c3")
+    assert fresh.namespace.addresses == addresses
+    assert fresh.run("cat /etc/ssh/ssh_host_ed25519_key.pub").stdout != key
+
+
 def test_whatever_systemd_tells_the_lab_it_waits_for_nobody(c1: Container) -> None:
     # Each of these is a notification or more, and a socket holds some ten of them.
     c1.run("for i in $(seq 15); do systemctl daemon-reload; systemctl restart cron; done")

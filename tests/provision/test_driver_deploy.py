@@ -377,3 +377,17 @@ def test_a_host_without_an_archive_is_told_so(make: Any, caplog: pytest.LogCaptu
     assert not host.deploy()
     assert "no apt source on this host has component main of bookworm" in caplog.text
     assert host.changes == 0
+
+
+def test_an_existing_driver_is_proven_and_left_alone(make: Any) -> None:
+    host = make()
+    assert host.deploy()
+    assert host.deploy(driver="existing")
+    assert host.changes == 0
+
+
+def test_an_existing_driver_that_is_not_there_is_told(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    host = make()
+    assert not host.deploy(driver="existing")
+    assert "driver=existing installs nothing, driver=auto would" in caplog.text
+    assert not host.text("/state/installed")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pyinfra.context import host, state
 from pyinfra.facts.server import LinuxDistribution
 
+from metalscribe_provision.driver.cards import CUDA_12_BRANCH
 from metalscribe_provision.driver.facts import AptCandidates, BootState, Nvml, PackageStates, PciDevices, RunningDriver
 from metalscribe_provision.driver.nvml import problem
 from metalscribe_provision.driver.plan import plan
@@ -103,6 +104,16 @@ class Choice:
             unfinished=packages.unfinished,
         )
         return plan(self.devices, system, self._data.driver, self._data.driver_branch)
+
+
+def existing_defect() -> str | None:
+    """What is wrong with a driver that somebody else has installed; None if NVML sees every card and CUDA 12 runs on it."""
+    report = host.get_fact(Nvml)
+    cards = [card for card in host.get_fact(PciDevices).cards if card.driver != "vfio-pci"]
+    wrong = problem(report, cards, host.get_fact(RunningDriver).library, persistence=False)
+    if wrong is None and any(int(gpu.driver_version.partition(".")[0]) < CUDA_12_BRANCH for gpu in report.gpus):
+        wrong = f"driver {report.gpus[0].driver_version} is too old for CUDA 12, which takes {CUDA_12_BRANCH} or later"
+    return wrong and f"{wrong}; driver=existing installs nothing, driver=auto would"
 
 
 def installed() -> frozenset[str]:

@@ -12,7 +12,7 @@ from pyinfra.operations import files
 
 from metalscribe_provision.common import proven
 from metalscribe_provision.driver import operations
-from metalscribe_provision.driver.choice import Choice
+from metalscribe_provision.driver.choice import Choice, existing_defect
 from metalscribe_provision.driver.configuration import (
     NOUVEAU,
     NOUVEAU_FILE,
@@ -24,7 +24,7 @@ from metalscribe_provision.driver.configuration import (
 from metalscribe_provision.driver.plan import HELD
 from metalscribe_provision.driver.requirement import Refused
 from metalscribe_provision.driver.state import Step
-from metalscribe_provision.hostdata import HostData
+from metalscribe_provision.hostdata import Driver, HostData
 
 
 @deploy("Driver")
@@ -40,6 +40,9 @@ def driver(data: HostData) -> None:
     """
     if not data.needs_gpu:
         operations.no_driver(name="No driver")
+        return
+    if data.driver is Driver.EXISTING:
+        proven(problem=existing_defect, name="NVML sees every card")
         return
     try:
         choice = Choice(data)

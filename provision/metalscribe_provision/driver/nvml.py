@@ -46,8 +46,15 @@ def parse_report(lines: Iterable[str]) -> NvmlReport:
     return NvmlReport(tuple(gpus), " ".join(rest))
 
 
-def problem(report: NvmlReport, cards: Sequence[Card], version: str | None) -> str | None:
-    """What is wrong with the driver; None if every card works, at this version of the libraries, with persistence mode on."""
+def problem(report: NvmlReport, cards: Sequence[Card], version: str | None, *, persistence: bool = True) -> str | None:
+    """What is wrong with the driver; None if every card works, at this version of the libraries.
+
+    Args:
+        report: what NVML says.
+        cards: those that it should see.
+        version: of the libraries.
+        persistence: whether persistence mode has to be on.
+    """
     if not report.gpus:
         return f"NVML finds no card: {report.error or 'nvidia-smi said nothing'}; `dmesg | grep -i nvrm` on the host has more"
     missing = [card for card in cards if card.address not in {gpu.address for gpu in report.gpus}]
@@ -56,6 +63,6 @@ def problem(report: NvmlReport, cards: Sequence[Card], version: str | None) -> s
     for gpu in report.gpus:
         if gpu.driver_version != version:
             return f"{gpu.name} at {gpu.address} runs driver {gpu.driver_version}, and the libraries are of {version}; reboot the host"
-        if not gpu.persistent:
+        if persistence and not gpu.persistent:
             return f"persistence mode is off on {gpu.name} at {gpu.address}; `systemctl status nvidia-persistenced` says why"
     return None

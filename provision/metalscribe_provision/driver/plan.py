@@ -43,7 +43,7 @@ def plan(devices: NvidiaPci, system: System, driver: Driver, driver_branch: str)
     Args:
         devices: NVIDIA's devices on the host.
         system: the host otherwise.
-        driver: host data ``driver``, anything but none.
+        driver: host data ``driver``, neither none nor existing.
         driver_branch: host data ``driver_branch``.
 
     Raises:
@@ -53,7 +53,7 @@ def plan(devices: NvidiaPci, system: System, driver: Driver, driver_branch: str)
     if version not in _RELEASES.get(name, ()):
         known = ", ".join(f"{one.title()} {' and '.join(versions)}" for one, versions in _RELEASES.items())
         raise Refused(
-            f"no driver is known for {name} {version}; install one yourself and set driver=none, or use {known}"
+            f"no driver is known for {name} {version}; install one yourself and set driver=existing, or use {known}"
         )
     required = requirement(devices, driver, driver_branch)
     return debian.select(required, system) if name == "debian" else ubuntu.select(required, system)
