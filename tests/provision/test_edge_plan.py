@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from edge_nginx import NAME, SITE, running, write
+from edge_nginx import NAME, SITE, Edge, running, write
 from fakes import DEBIAN_12, DISTRIBUTIONS, Responses, commands, files, installed, named, plan
 from pyinfra.api.exceptions import DeployError
 from pyinfra.api.facts import FactBase
@@ -121,20 +121,24 @@ def _finished(tmp_path: Path, **changes: str) -> tuple[dict[str, Any], dict[Any,
     pair = (public + authority.pem(leaf)).splitlines()
     rendered = render_site(site_for(_host(**_DATA), ("stt.example.org",), nginx=(1, 22, 1), ipv6=True))
     configuration = configuration_id(rendered)
-    fingerprint = leaf.fingerprint(hashes.SHA256()).hex(":").upper()
+    chain = hashlib.sha256(authority.pem(leaf).replace("\n", "").encode()).hexdigest()
     responses: dict[Any, Any] = {
         **installed("ca-certificates", "curl", "nginx", "openssl"),
         "nginx -v": "nginx version: nginx/1.22.1",
         "/proc/net/if_inet6": "yes",
-        "s_client": [configuration, f"sha256 Fingerprint={fingerprint}"],
+        "s_client": [configuration, chain],
+        'echo "$(basename': [configuration, chain],
         "openssl pkey": pair,
         "stamps/nginx-unit": "yes",
         "--property SubState": ["Id=nginx.service", "SubState=running"],
         "--property UnitFileState": ["Id=nginx.service", "UnitFileState=enabled"],
     }
+    ca = authority.found(tmp_path / "ca", now)
+    assert ca is not None
     folder = Path("/etc/nginx/metalscribe.d", configuration)
     contents = {folder / name: text.encode() for name, text in rendered.items()}
     contents[Path("/etc/systemd/system/nginx.service.d/metalscribe.conf")] = (CHECKOUT / "nginx/unit.conf").read_bytes()
+    contents[Path("/etc/metalscribe/tls/ca.crt")] = authority.pem(ca).encode()
     for path, content in contents.items():
         responses |= _stat(path, "-rw-r--r--") | _stat(path.parent, "drwxr-xr-x")
         responses[re.compile(rf"sha1sum {path} ")] = f"{hashlib.sha1(content).hexdigest()}  {path}"
@@ -162,13 +166,14 @@ _READ = "Let nginx read its configuration and certificate"
 
 def test_what_was_cut_off_goes_on(tmp_path: Path) -> None:
     data, finished = _finished(tmp_path)
-    configuration, fingerprint = finished["s_client"]
-    assert _changing(data, finished | {"s_client": ["", ""]}) == [_READ]
-    assert _changing(data, finished | {"s_client": ["0" * 16, fingerprint]}) == [_READ]
-    assert _changing(data, finished | {"s_client": [configuration, fingerprint.replace("A", "B")]}) == [_READ]
+    configuration, chain = finished["s_client"]
+    assert _changing(data, finished | {"s_client": ["", hashlib.sha256().hexdigest()]}) == [_READ]
+    assert _changing(data, finished | {"s_client": ["0" * 16, chain]}) == [_READ]
+    assert _changing(data, finished | {"s_client": [configuration, "0" * 64]}) == [_READ]
     # The link was not switched yet: on the disk is still another configuration, which is the one that runs.
+    old = {"s_client": ["0" * 16, chain], 'echo "$(basename': ["0" * 16, chain]}
     data, before = _finished(tmp_path, **{"/etc/nginx/metalscribe": f"metalscribe.d/{'0' * 16}"})
-    assert _changing(data, before | {"s_client": ["0" * 16, before["s_client"][1]]}) == ["Configure nginx"]
+    assert _changing(data, before | old) == ["Configure nginx"]
     data, before = _finished(tmp_path, **{"/etc/metalscribe/tls/current": "/etc/metalscribe/tls/files-0"})
     assert _changing(data, before) == ["Show the internal CA's certificate"]
 
@@ -286,15 +291,20 @@ def test_a_pair_is_read_as_far_as_it_is_there(tmp_path: Path) -> None:
     assert pair.certificate.public_key() == pair.public_key
     (folder / "privkey.pem").write_text("half", encoding="utf-8")
     assert _told(PairIn(), folder=str(folder)).public_key is None
-    assert _told(PairIn(), folder=str(folder)).fingerprint == pair.fingerprint
+    assert _told(PairIn(), folder=str(folder)).certificate == pair.certificate
     assert _told(PairIn(), folder=str(tmp_path / "none")) == PairIn.default()
+
+
+def _chain(live: Edge) -> str:
+    """The digest of nginx's certificate with its chain."""
+    text = Path(live.site.tls_dir, "current", "fullchain.pem").read_text(encoding="utf-8")
+    return hashlib.sha256(text.replace("\n", "").encode()).hexdigest()
 
 
 def test_nginx_is_asked_what_it_runs() -> None:
     with running() as live:
         asked = {"server": NAME, "port": live.site.https_port}
-        pair = _told(PairIn(), folder=live.site.tls_dir + "/current")
-        expected = Running(configuration_id(render_site(live.site)), pair.fingerprint)
+        expected = Running(configuration_id(render_site(live.site)), _chain(live))
         assert _told(RunningIn(), **asked) == expected
         assert _told(RunningIn(), **asked, expected=expected) == expected
         certificate = str(live.folder / "ca" / authority.CERTIFICATE)
@@ -312,7 +322,7 @@ def test_an_address_is_asked_without_a_name() -> None:
     with running(names=("127.0.0.1",)) as live:
         told = _told(RunningIn(), server="127.0.0.1", port=live.site.https_port)
         assert told.configuration == configuration_id(render_site(live.site))
-        assert told.fingerprint == _told(PairIn(), folder=live.site.tls_dir + "/current").fingerprint
+        assert told.chain == _chain(live)
 
 
 # --- nginx/activate.sh ---

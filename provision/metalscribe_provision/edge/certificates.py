@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import itertools
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -31,13 +32,13 @@ class Pair:
 
     Attributes:
         certificate: PEM, leaf first.
-        fingerprint: SHA-256 of the leaf, hexadecimal.
+        digest: SHA-256 of ``certificate``, hexadecimal.
         warnings: what is well for now only.
     """
 
     certificate: str
     key: SecretStr
-    fingerprint: str
+    digest: str
     warnings: tuple[str, ...]
 
 
@@ -58,14 +59,15 @@ def read_pair(certificate: Path, key: Path, names: Sequence[str], now: datetime)
         if end - now < _SOON
         else ()
     )
+    text = "".join(each.public_bytes(serialization.Encoding.PEM).decode() for each in chain)
     return Pair(
-        "".join(each.public_bytes(serialization.Encoding.PEM).decode() for each in chain),
+        text,
         SecretStr(
             secret.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             ).decode()
         ),
-        chain[0].fingerprint(hashes.SHA256()).hex(),
+        hashlib.sha256(text.encode()).hexdigest(),
         warnings,
     )
 

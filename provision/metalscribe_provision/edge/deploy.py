@@ -17,7 +17,7 @@ from pyinfra.operations import files, systemd
 from metalscribe_provision.common import CHECKOUT, TLS_DIR, applied, packages, proven, secret_file
 from metalscribe_provision.edge import acme, authority
 from metalscribe_provision.edge.certificates import Pair, read_pair
-from metalscribe_provision.edge.facts import Healthz, Ipv6, NginxVersion, PairIn, RunningIn
+from metalscribe_provision.edge.facts import Healthz, Ipv6, NginxVersion, OnDisk, PairIn, RunningIn
 from metalscribe_provision.edge.names import server_names
 from metalscribe_provision.edge.operations import (
     AUTHORITY,
@@ -25,7 +25,6 @@ from metalscribe_provision.edge.operations import (
     INTERNAL,
     configured,
     obtained,
-    on_disk,
     pointed,
     reloaded,
     self_signed,
@@ -89,7 +88,7 @@ def _warn_of_authority(data: HostData) -> None:
 
 def _install(pair: Pair) -> None:
     # Named after what is in it, so that key and chain change together, by one link.
-    folder = TLS_DIR / f"files-{pair.fingerprint[:16]}"
+    folder = TLS_DIR / f"files-{pair.digest[:16]}"
     secret_file(
         name="Store the certificate's key", path=folder / "privkey.pem", content=pair.key.get_secret_value().encode()
     )
@@ -153,14 +152,14 @@ def _acme_pair() -> PurePosixPath:
 
 
 def _problem(data: HostData, name: str) -> str | None:
-    expected = on_disk()
+    expected = host.get_fact(OnDisk)
     running = host.get_fact(RunningIn, server=name, port=data.https_port, expected=expected)
     if running.configuration != expected.configuration:
         return (
             f"nginx runs configuration {running.configuration} on port {data.https_port}, not {expected.configuration}; "
             "journalctl -u nginx tells why"
         )
-    if running.fingerprint != expected.fingerprint:
+    if running.chain != expected.chain:
         return f"nginx shows another certificate than {TLS_DIR}/current/fullchain.pem; journalctl -u nginx tells why"
     believed = str(AUTHORITY) if data.tls is Tls.INTERNAL_CA else None
     answer = host.get_fact(Healthz, server=name, port=data.https_port, authority=believed)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.facts import FactBase
@@ -22,6 +23,10 @@ NGINX: Final = "/etc/nginx"
 
 _PEM: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----\n.+?\n-----END \1-----\n", re.DOTALL)
 _LOOPBACK: Final = "127.0.0.1"
+
+# The same certificates give the same digest, however their lines are broken and whatever is said between them.
+_DIGEST: Final = "sed -n '/-BEGIN CERTIFICATE-/,/-END CERTIFICATE-/p' | tr -d '\\r\\n' | sha256sum | cut -d ' ' -f 1"
+_NO_CERTIFICATE: Final = hashlib.sha256().hexdigest()
 
 
 class NginxVersion(FactBase[Version | None]):
@@ -64,11 +69,6 @@ class StoredPair:
     public_key: HostKey | None = None
     certificate: x509.Certificate | None = None
 
-    @property
-    def fingerprint(self) -> str | None:
-        """SHA-256 of the certificate, hexadecimal."""
-        return self.certificate.fingerprint(hashes.SHA256()).hex() if self.certificate else None
-
 
 class PairIn(FactBase[StoredPair]):
     """What is in a folder's ``privkey.pem`` and ``fullchain.pem``."""
@@ -101,10 +101,30 @@ class PairIn(FactBase[StoredPair]):
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What nginx runs, by its own account: the configuration's id, and the SHA-256 of the certificate that it shows."""
+    """What nginx runs, or would run: the configuration's id, and the SHA-256 of the certificate with its chain."""
 
     configuration: str | None = None
-    fingerprint: str | None = None
+    chain: str | None = None
+
+
+class OnDisk(FactBase[Running]):
+    """What nginx would run if it read its files now."""
+
+    def command(self) -> StringCommand:
+        """The id, then the chain's digest; a line is empty where there is none."""
+        return StringCommand(
+            f'echo "$(basename "$(readlink {NGINX}/metalscribe)")";',
+            f"cat {TLS_DIR}/current/fullchain.pem 2>/dev/null | {_DIGEST}",
+        )
+
+    def process(self, output: Sequence[str]) -> Running:
+        """Read both."""
+        return _running(output)
+
+    @staticmethod
+    def default() -> Running:
+        """Nothing was said."""
+        return Running()
 
 
 class RunningIn(FactBase[Running]):
@@ -115,31 +135,29 @@ class RunningIn(FactBase[Running]):
         return "openssl"
 
     def command(self, server: str, port: int, expected: Running | None = None) -> StringCommand:
-        """The id, then the fingerprint as OpenSSL prints it; a line is empty where there was no answer."""
+        """The id, then the digest of the chain that is shown; a line is empty where there was no answer."""
         sni = (
             StringCommand("-noservername") if is_address(server) else StringCommand("-servername", QuoteString(server))
         )
         ask = StringCommand(
-            "ask() {",
-            *(curl(server, port, "/edge-configuration"), "--insecure 2>/dev/null || echo;"),
-            *(f"openssl s_client -connect {_LOOPBACK}:{port}", sni, "</dev/null 2>/dev/null |"),
-            "openssl x509 -noout -fingerprint -sha256 2>/dev/null || echo; };",
+            *("ask() {", curl(server, port, "/edge-configuration"), "--insecure 2>/dev/null || echo;"),
+            *(
+                f"openssl s_client -showcerts -connect {_LOOPBACK}:{port}",
+                sni,
+                f"</dev/null 2>/dev/null | {_DIGEST}; }};",
+            ),
         )
         if expected is None:
             return StringCommand(ask, "ask")
-        digest = (expected.fingerprint or "").upper()
-        colons = ":".join(digest[place : place + 2] for place in range(0, len(digest), 2))
+        wanted = QuoteString(f"{expected.configuration}\n{expected.chain}")
         return StringCommand(
-            *(ask, "left=50; while answer=$(ask);"),
-            *('case "$answer" in', f"{expected.configuration}*={colons})", "false ;; *)", "[ $left -gt 0 ] ;; esac;"),
+            *(ask, "left=50; while answer=$(ask);", '[ "$answer" !=', wanted, "] && [ $left -gt 0 ];"),
             *("do left=$((left - 1)); sleep 0.2; done;", "printf '%s\\n' \"$answer\""),
         )
 
     def process(self, output: Sequence[str]) -> Running:
         """Read both."""
-        configuration = next((line for line in output if re.fullmatch(r"[0-9a-f]{16}", line)), None)
-        fingerprint = next((found[1] for line in output if (found := re.search(r"=([0-9A-F:]{95})$", line))), None)
-        return Running(configuration, fingerprint.replace(":", "").lower() if fingerprint else None)
+        return _running(output)
 
     @staticmethod
     def default() -> Running:
@@ -196,6 +214,12 @@ class DefaultSite(FactBase[bool]):
     def default() -> bool:
         """Nothing was said."""
         return False
+
+
+def _running(output: Sequence[str]) -> Running:
+    configuration = next((line for line in output if re.fullmatch(r"[0-9a-f]{16}", line)), None)
+    chain = next((line for line in output if re.fullmatch(r"[0-9a-f]{64}", line)), None)
+    return Running(configuration, chain if chain != _NO_CERTIFICATE else None)
 
 
 def curl(server: str, port: int, path: str) -> StringCommand:

@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from cryptography import x509
 from pyinfra.api.command import FileUploadCommand, PyinfraCommand, QuoteString, StringCommand
 from pyinfra.api.exceptions import DeployError
 from pyinfra.api.operation import operation
@@ -17,7 +18,7 @@ from pyinfra.operations import files
 
 from metalscribe_provision.common import CHECKOUT, TLS_DIR
 from metalscribe_provision.edge import acme, authority
-from metalscribe_provision.edge.facts import NGINX, DefaultSite, Leftovers, PairIn, Running, RunningIn, StoredPair
+from metalscribe_provision.edge.facts import NGINX, DefaultSite, Leftovers, OnDisk, PairIn, RunningIn, StoredPair
 from metalscribe_provision.edge.site import Site, configuration_id, render_site
 from metalscribe_provision.hostdata import HostData, Tls
 
@@ -34,8 +35,12 @@ Commands = Generator[PyinfraCommand]
 @operation()
 def signed(names: Sequence[str], ca_dir: Path) -> Commands:
     """A certificate by the internal CA, over a key that the host makes and that never leaves it."""
+    now = datetime.now(UTC)
+    ca = authority.found(ca_dir, now)
+    if ca is not None:
+        yield from _put(AUTHORITY, authority.pem(ca))
     pair = host.get_fact(PairIn, folder=str(INTERNAL))
-    reason = _why_sign(pair, names, ca_dir)
+    reason = _why_sign(pair, names, ca, now)
     if reason is None:
         host.noop("the certificate is as it should be")
         return
@@ -53,15 +58,14 @@ def signed(names: Sequence[str], ca_dir: Path) -> Commands:
     if pair.public_key is None:
         yield _failure(f"{INTERNAL}/privkey.pem cannot be read by openssl pkey; remove it, and a new one is made")
         return
-    now = datetime.now(UTC)
     try:
-        ca = authority.opened(ca_dir, now)
+        opened = authority.opened(ca_dir, now)
     except DeployError as error:
         yield _failure(str(error))
         return
     host.log(f"signing a certificate for {', '.join(names)}: {reason}")
-    yield from _written(AUTHORITY, authority.pem(ca.certificate))
-    yield from _written(INTERNAL / "fullchain.pem", authority.pem(ca.issue(pair.public_key, names, now)))
+    yield from _put(AUTHORITY, authority.pem(opened.certificate))
+    yield from _written(INTERNAL / "fullchain.pem", authority.pem(opened.issue(pair.public_key, names, now)))
 
 
 @operation()
@@ -114,8 +118,7 @@ def configured(site: Callable[[], Site]) -> Commands:
     configuration = configuration_id(rendered)
     repaired = False
     for name, text in rendered.items():
-        destination = f"{NGINX}/metalscribe.d/{configuration}/{name}"
-        for command in files.put._inner(src=StringIO(text), dest=destination, mode="644", user="root", group="root"):  # noqa: SLF001  (pyinfra's way to nest)
+        for command in _put(PurePosixPath(NGINX, "metalscribe.d", configuration, name), text):
             repaired = True
             yield command
     if not _arranged(configuration):
@@ -129,7 +132,7 @@ def configured(site: Callable[[], Site]) -> Commands:
 @operation()
 def reloaded(server: str, port: int) -> Commands:
     """Let nginx read configuration and certificate, unless what it runs is what is on the disk."""
-    if host.get_fact(RunningIn, server=server, port=port) == on_disk():
+    if host.get_fact(RunningIn, server=server, port=port) == host.get_fact(OnDisk):
         host.noop("nginx runs what is on the disk")
         return
     yield _RELOAD
@@ -145,19 +148,15 @@ def tidied(data: HostData) -> Commands:
     yield StringCommand("rm -rf --", *(QuoteString(path) for path in leftovers))
 
 
-def on_disk() -> Running:
-    """What nginx would run if it read its files now."""
-    link = host.get_fact(Link, path=f"{NGINX}/metalscribe")
-    target = PurePosixPath(link["link_target"]).name if link else None
-    return Running(target, host.get_fact(PairIn, folder=str(CURRENT)).fingerprint)
-
-
-def _why_sign(pair: StoredPair, names: Sequence[str], ca_dir: Path) -> str | None:
-    now = datetime.now(UTC)
-    ca = authority.found(ca_dir, now)
+def _why_sign(pair: StoredPair, names: Sequence[str], ca: x509.Certificate | None, now: datetime) -> str | None:
     if pair.public_key is None or ca is None:
         return "there is none"
     return authority.why_renew(pair.certificate, public_key=pair.public_key, names=names, authority=ca, now=now)
+
+
+def _put(path: PurePosixPath, text: str) -> Commands:
+    """A file, if it is not there already; pyinfra's own operation, nested."""
+    yield from files.put._inner(src=StringIO(text), dest=str(path), mode="644", user="root", group="root")  # noqa: SLF001  (its way to nest)
 
 
 def _written(path: PurePosixPath, text: str) -> Commands:

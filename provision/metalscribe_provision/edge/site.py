@@ -14,13 +14,12 @@ import jinja2
 
 from metalscribe.settings import Settings
 from metalscribe_provision.common import CHECKOUT, PORT, TLS_DIR
-from metalscribe_provision.hostdata import AcmeChallenge, GpuExporter, HostData, Tls
+from metalscribe_provision.hostdata import AcmeChallenge, HostData, Tls
+from metalscribe_provision.monitoring.exporters import wanted
 
 Version = tuple[int, int, int]
 
 ACME_WEBROOT: Final = "/var/www/metalscribe-acme"
-NODE_EXPORTER_PORT: Final = 9100
-GPU_EXPORTER_PORT: Final = 9400
 
 PACKAGED: Final[dict[tuple[str, str], Version]] = {
     ("debian", "12"): (1, 22, 1),
@@ -85,10 +84,6 @@ class Site:
 
 def site_for(data: HostData, names: tuple[str, ...], *, nginx: Version, ipv6: bool) -> Site:
     """The site that a host's operator wants."""
-    exporters = {
-        "node": NODE_EXPORTER_PORT if data.node_exporter else None,
-        "gpu": GPU_EXPORTER_PORT if data.gpu_exporter is not GpuExporter.NONE else None,
-    }
     answers_acme = data.tls is Tls.ACME and data.acme_challenge is AcmeChallenge.HTTP_01
     return Site(
         names=names,
@@ -97,7 +92,7 @@ def site_for(data: HostData, names: tuple[str, ...], *, nginx: Version, ipv6: bo
         max_upload_mb=float(data.settings.get("max_upload_mb", Settings.model_fields["max_upload_mb"].default)),
         metrics_allow=data.metrics_allow,
         admin_allow=data.admin_allow,
-        exporters=tuple((name, port) for name, port in exporters.items() if port is not None),
+        exporters=tuple((exporter.path.rpartition("/")[2], exporter.port) for exporter in wanted(data)),
         acme_webroot=ACME_WEBROOT if answers_acme else None,
         hsts_seconds=data.hsts_seconds,
         https_port=data.https_port,
