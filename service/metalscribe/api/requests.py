@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _ERRORS_FROM: Final = 400
 _WORTH_SWALLOWING: Final = 64 * 1024
+_LINGER_SECONDS: Final = 5.0
+_LINGER_BYTES: Final = 8 * 1024 * 1024
 
 _log = structlog.get_logger("metalscribe.request")
 
@@ -75,6 +78,11 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _mark(MutableHeaders(scope=message), request_id, status, close=unread)
+            if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
+                # All of the answer, but not yet its end, upon which the connection is closed.
+                await send({**message, "more_body": True})
+                await _swallow(receive_counted)
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
@@ -107,6 +115,23 @@ def _mark(headers: MutableHeaders, request_id: str, status: int, *, close: bool)
         del headers["Retry-After"]  # slowapi puts it on every answer
     if "X-RateLimit-Reset" in headers:
         headers["X-RateLimit-Reset"] = headers["X-RateLimit-Reset"].partition(".")[0]  # whole seconds, as everywhere
+
+
+async def _swallow(receive: Receive) -> None:
+    """Read on for a moment, until the caller has the answer and leaves.
+
+    A connection that is closed while something unread is in it is reset, and a reset can overtake the answer: a proxy that
+    is still sending reports a bad gateway instead (RFC 9112, section 9.6, asks for the same in stages). Not for ever: who
+    goes on sending has not read it and will not.
+    """
+    swallowed = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while swallowed < _LINGER_BYTES:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                swallowed += len(message.get("body", b""))
 
 
 def _unread_body(scope: Scope) -> bool:
