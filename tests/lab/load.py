@@ -13,9 +13,6 @@ from typing import Final, Self
 
 from lab.https import Answer, Client
 
-PACE: Final = 0.25
-"""Seconds between two requests of a loop: nginx takes 20 a second of one address, and the deploy wants some of the processor."""
-
 _FIRST_WITHIN: Final = 60.0  # seconds
 _LAST_WITHIN: Final = 300.0
 
@@ -46,12 +43,14 @@ class Load:
         client: with an API key.
         recording: what is transcribed.
         words: what its transcript has to have in it.
+        pace: seconds between two requests of a loop: nginx takes 20 a second of one address, and a deploy wants some of the processor.
     """
 
-    def __init__(self, client: Client, recording: bytes, words: str) -> None:
+    def __init__(self, client: Client, recording: bytes, words: str, pace: float = 0.25) -> None:
         self._client = client
         self._recording = recording
         self._words = words
+        self._pace = pace
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._done: list[Request] = []
@@ -126,7 +125,7 @@ class Load:
             with self._changed:
                 self._done.append(request)
                 self._changed.notify_all()
-            self._stop.wait(PACE)
+            self._stop.wait(self._pace)
 
     def _complaint(self, loop: str, answer: Answer) -> str:
         if answer.status != http.client.OK:

@@ -61,14 +61,18 @@ class Namespace:
         Raises:
             OSError: as ``socket.create_connection``.
         """
-        with ThreadPoolExecutor(1) as thread:  # a thread may change its namespace for itself; its sockets stay there
+        with ThreadPoolExecutor(1) as thread:  # its sockets stay there
             return thread.submit(self._connect, address, port, timeout).result()
 
     def _connect(self, address: str, port: int, timeout: float) -> socket.socket:
+        self.enter_thread()
+        return socket.create_connection((address, port), timeout)
+
+    def enter_thread(self) -> None:
+        """Let the calling thread, and no other, be in it from now on."""
         with self.path.open("rb") as namespace:
             if _LIBC.setns(namespace.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"cannot enter {self.name}")
-        return socket.create_connection((address, port), timeout)
 
     def run(
         self, *command: str, check: bool = True, timeout: float = 60.0, **more: Any

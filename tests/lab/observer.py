@@ -20,6 +20,7 @@ import select
 import stat
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -32,6 +33,9 @@ _HEADER: Final = struct.Struct("iIII")
 _WRITTEN: Final = _MODIFY | _ATTRIB | _CLOSE_WRITE | _MOVED_TO | _CREATE | _ONLYDIR | _DONT_FOLLOW
 _PROGRAMS: Final = ("/usr/bin", "/usr/sbin", "/usr/lib/openssh")
 _BEAT_MS: Final = 2
+_SPIN_SECONDS: Final = 0.004
+_YOUNG_SECONDS: Final = 1.0
+_OTHERS: Final = 64
 _MOST_BYTES: Final = 1 << 20  # of a file: what is larger is no key
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -46,6 +50,8 @@ class Observer:
         self.files: dict[str, tuple[str, bytes]] = {}
         self._excepted = excepted
         self._own = os.getpid()
+        self._looks = 0
+        self._born = dict.fromkeys(_processes(), -_YOUNG_SECONDS)
         self._folders: dict[int, str] = {}
         self._inotify = _checked(_LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
@@ -54,15 +60,15 @@ class Observer:
         for folder in _PROGRAMS:
             self._add(folder, _OPEN | _ONLYDIR)
 
-    def watch(self, folder: str) -> None:
-        """Watch a folder and all below it, and take what is in it already."""
+    def watch(self, folder: str, *, new: bool = False) -> None:
+        """Watch a folder and all below it; take what is in it already if it is new."""
         if folder in self._excepted or not self._add(folder, _WRITTEN):
             return
         with suppress(OSError):  # gone, or not to be listed
             for entry in list(os.scandir(folder)):
                 if entry.is_dir(follow_symlinks=False):
-                    self.watch(entry.path)
-                else:
+                    self.watch(entry.path, new=new)
+                elif new:
                     self._take(entry.path)
 
     def until_the_end_of(self, stdin: int) -> None:
@@ -70,8 +76,12 @@ class Observer:
         poll = select.poll()
         poll.register(self._inotify, select.POLLIN)
         poll.register(stdin, select.POLLIN | select.POLLHUP)
-        while stdin not in dict(poll.poll(_BEAT_MS)):
+        while stdin not in (ready := dict(poll.poll(_BEAT_MS))):
             self._look()
+            # The program is opened before it is in the process list.
+            until = time.monotonic() + _SPIN_SECONDS if self._inotify in ready else 0.0
+            while time.monotonic() < until:
+                self._look_at_processes()
         self._look()
 
     def _look(self) -> None:
@@ -83,18 +93,21 @@ class Observer:
             if mask & _OPEN or not name:
                 continue
             if mask & _ISDIR:
-                self.watch(path)
+                self.watch(path, new=True)
             else:
                 self._take(path)
             self._look_at_processes()
 
     def _look_at_processes(self) -> None:
-        for pid in os.listdir("/proc"):
-            if not pid.isdecimal() or int(pid) == self._own:
-                continue
-            with suppress(OSError):  # it has ended
-                self.commands.add(_read(f"/proc/{pid}/cmdline"))
-                self.environments.add(_read(f"/proc/{pid}/environ"))
+        """Look at the young ones, and at one in so many of the others: a program that is started is in a young process, as a rule."""
+        self._looks += 1
+        now = time.monotonic()
+        self._born = {pid: self._born.get(pid, now) for pid in _processes() if pid != self._own}
+        for pid, born in self._born.items():
+            if now - born < _YOUNG_SECONDS or (pid + self._looks) % _OTHERS == 0:
+                with suppress(OSError):  # it has ended
+                    self.commands.add(_read(f"/proc/{pid}/cmdline"))
+                    self.environments.add(_read(f"/proc/{pid}/environ"))
 
     def _events(self) -> Iterator[tuple[str, int, str]]:
         try:
@@ -125,6 +138,10 @@ class Observer:
         with suppress(OSError):  # it cannot be read, or is gone
             content = _read(path)
             self.files.setdefault(hashlib.sha256(content).hexdigest(), (path, content))
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208  (hundreds of times a second)
 
 
 def _read(path: str) -> bytes:
