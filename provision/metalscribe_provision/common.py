@@ -102,9 +102,10 @@ def secret_file(path: PurePosixPath, content: bytes) -> Generator[StringCommand 
         return
     private = f"/tmp/.metalscribe-{secrets.token_hex(16)}"  # noqa: S108  (a folder of our own, which mkdir makes or fails)
     uploaded = f"{private}/secret"
+    # All that may fail comes before the secret: the command after its upload removes it, whatever happens.
+    yield StringCommand("install", "-d", "-m", "700", "-o", "root", "-g", "root", QuoteString(str(path.parent)))
     yield StringCommand("mkdir", "-m", "700", private, _sudo=False)
     yield FileUploadCommand(BytesIO(content), uploaded, _sudo=False)
-    yield StringCommand("install", "-d", "-m", "700", "-o", "root", "-g", "root", QuoteString(str(path.parent)))
     yield StringCommand(
         *("install", "-m", "600", "-o", "root", "-g", "root", uploaded, QuoteString(f"{path}.new")),
         *("&&", "mv", "-f", QuoteString(f"{path}.new"), QuoteString(str(path)), ";"),

@@ -21,6 +21,7 @@ from typing import Final
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
 _OURS: Final = "http@"
 _BACKLOG: Final = 2048
+_PATIENCE_SECS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Notifier:
         """Send assignments such as ``READY=1``, with a descriptor for ``FDSTORE=1``.
 
         A message that does not get through is let go: systemd then acts as if the service had said nothing, which is
-        right for a watchdog.
+        right for a watchdog. It is not waited for long: a systemd that hangs shall not take the service with it.
         """
         if self.address is None:
             return
@@ -60,6 +61,7 @@ class Notifier:
         if descriptor is not None:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.settimeout(_PATIENCE_SECS)
             channel.connect(self.address)
             channel.sendmsg(["\n".join(lines).encode()], ancillary)
 

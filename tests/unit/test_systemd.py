@@ -85,6 +85,21 @@ def test_a_systemd_that_is_gone_does_no_harm(systemd: socket.socket) -> None:
     notifier.notify("WATCHDOG=1")
 
 
+def test_a_systemd_that_hangs_does_not_take_the_service_with_it(
+    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket of datagrams is full after some messages (net.unix.max_dgram_qlen), and nobody takes them."""
+    monkeypatch.setattr("metalscribe.systemd._PATIENCE_SECS", 0.01)
+    notifier = Notifier.from_environment()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filling:
+        filling.connect(systemd.getsockname())
+        filling.setblocking(False)  # noqa: FBT003
+        with pytest.raises(BlockingIOError):
+            while True:
+                filling.send(b"WATCHDOG=1")
+    notifier.notify("READY=1")
+
+
 def test_a_new_socket_is_given_to_systemd_to_keep(systemd: socket.socket) -> None:
     with listening_socket(Notifier.from_environment(), "127.0.0.1", 0) or pytest.fail("no socket") as ours:
         lines, (kept,) = _received(systemd)

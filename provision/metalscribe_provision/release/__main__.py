@@ -21,9 +21,9 @@ from typing import Any
 from . import database
 from .gate import Sample
 from .generations import Refused
-from .layout import Layout
+from .layout import UNIT, Layout
 from .switch import Conditions, Failed, Switch
-from .unit import SystemdFailed
+from .unit import SystemdFailed, is_active
 
 _LOCK_PATIENCE = 1800.0
 
@@ -38,6 +38,8 @@ def main() -> int:
     # Whoever started this may go away (a deploy that is cut off); a switch is finished all the same.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    # Like Ctrl-C: a candidate does not stay behind. During a switch neither counts.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     syslog.openlog("metalscribe-release", syslog.LOG_PID)
     outcome: dict[str, Any] = {"result": "done", "detail": ""}
     code = 0
@@ -49,7 +51,9 @@ def main() -> int:
         outcome = {"result": "failed", "detail": f"{error}", "serving": error.serving}
         code = 1 if error.serving else 3
     except (SystemdFailed, database.DatabaseFailed, OSError) as error:
-        outcome, code = {"result": "failed", "detail": f"{error}"}, 1
+        outcome, code = _not_done(f"{error}")
+    except KeyboardInterrupt:
+        outcome, code = _not_done("interrupted before anything was switched")
     if isinstance(outcome["detail"], dict):
         outcome = outcome["detail"]
     elif outcome["detail"]:
@@ -74,6 +78,14 @@ def _run(arguments: argparse.Namespace, layout: Layout) -> str | dict[str, Any]:
         if arguments.command == "restart":
             return switch.restart()
         return _back_up(layout, arguments.keep_days)
+
+
+def _not_done(reason: str) -> tuple[dict[str, Any], int]:
+    try:
+        serving = is_active(UNIT)
+    except SystemdFailed:
+        serving = False
+    return {"result": "failed", "detail": reason, "serving": serving}, 1 if serving else 3
 
 
 def _back_up(layout: Layout, keep_days: float) -> str:

@@ -12,10 +12,15 @@ from pathlib import Path
 from . import database, unit
 from .gate import Gate, NotFit
 from .generations import Generation
-from .layout import CANDIDATE_UNIT, Layout, write
+from .layout import CANDIDATE_UNIT, UNIT, Layout, write
 from .unit import SystemdFailed, systemctl
 
 PORT = 8001
+
+_STOP_PATIENCE = 120.0
+
+_UNIT_DROP_IN = "zzz-metalscribe-release.conf"
+"""Read after all others: systemd goes by their names."""
 
 _DROP_IN = """\
 [Unit]
@@ -33,6 +38,10 @@ SyslogIdentifier=metalscribe-candidate
 StateDirectory=
 StateDirectory={state}
 Restart=no
+# Nobody's work is lost with it; and should its judge be killed, it does not stay on the GPU.
+TimeoutStartSec={start_secs:.0f}
+TimeoutStopSec=30
+RuntimeMaxSec={life_secs:.0f}
 """
 
 
@@ -48,7 +57,7 @@ def prove(layout: Layout, generation: Generation, gate: Gate, seed: Path | None,
         NotFit: it did not pass.
     """
     gate = dataclasses.replace(gate, port=PORT, key=f"candidate-{secrets.token_urlsafe(24)}")
-    with _installed(layout, generation, gate.key, seed):
+    with _installed(layout, generation, gate, seed):
         try:
             _try(gate)
         except _NoRoom:
@@ -63,46 +72,63 @@ class _NoRoom(Exception):
 
 def _try(gate: Gate) -> None:
     def dead() -> str | None:
+        state = unit.properties(CANDIDATE_UNIT, ["ActiveState", "Result"])
+        if state["ActiveState"] != "active":
+            return f"it ended ({state['Result']}); its last words:\n{unit.last_words(CANDIDATE_UNIT)}"
         health = gate.health()
         if health.get("model_state") == "waiting_for_gpu":
             raise _NoRoom
         if health.get("model_state") == "failed":
             return f"its model does not load: {health.get('model_detail')}"
-        state = unit.properties(CANDIDATE_UNIT, ["ActiveState", "Result"])
-        if state["ActiveState"] in {"failed", "inactive"}:
-            return f"it ended ({state['Result']}); its last words:\n{unit.last_words(CANDIDATE_UNIT)}"
         return None
 
     try:
-        systemctl("start", "--no-block", CANDIDATE_UNIT)
-        gate.pass_through(dead)
+        # Until it says that it is ready, whatever listens on its port is somebody else, who gets to see no key.
+        systemctl("start", CANDIDATE_UNIT, patience=_start_secs(gate) + 60)
     except SystemdFailed as error:
-        raise NotFit(str(error)) from None
+        systemctl("stop", CANDIDATE_UNIT, patience=_STOP_PATIENCE)
+        raise NotFit(f"it does not start: {error}; its last words:\n{unit.last_words(CANDIDATE_UNIT)}") from None
+    try:
+        gate.pass_through(dead)
     finally:
-        systemctl("stop", CANDIDATE_UNIT, patience=400)
+        systemctl("stop", CANDIDATE_UNIT, patience=_STOP_PATIENCE)
+
+
+def _start_secs(gate: Gate) -> float:
+    """Twice, since it may be tried again on the CPU."""
+    return 2 * gate.ready_secs + 60
 
 
 @contextmanager
-def _installed(layout: Layout, generation: Generation, key: str, seed: Path | None) -> Iterator[None]:
+def _installed(layout: Layout, generation: Generation, gate: Gate, seed: Path | None) -> Iterator[None]:
     """The candidate's unit, settings, key and state, as long as the trial lasts."""
     _remove(layout)
     layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         write(layout.run / "settings.env", generation.files["metalscribe.env"], 0o600)
         write(layout.run / "candidate.env", _environment(layout), 0o600)
-        write(layout.run / "key", key.encode(), 0o600)
+        write(layout.run / "key", gate.key.encode(), 0o600)
         drop_in = _DROP_IN.format(
-            release=layout.releases / generation.release, run=layout.run, state=layout.candidate_state.name
+            release=layout.releases / generation.release,
+            run=layout.run,
+            state=layout.candidate_state.name,
+            start_secs=_start_secs(gate),
+            life_secs=2 * (_start_secs(gate) + gate.answer_secs),
         )
         write(layout.runtime_units / CANDIDATE_UNIT, generation.files["metalscribe.service"])
-        write(layout.runtime_units / f"{CANDIDATE_UNIT}.d" / "candidate.conf", drop_in.encode())
+        drop_ins = layout.runtime_units / f"{CANDIDATE_UNIT}.d"
+        # What an operator has changed (systemctl edit) is part of what is tried: a mistake there would end the service, too.
+        for path in sorted((layout.units / f"{UNIT}.d").glob("*.conf")):
+            write(drop_ins / path.name, path.read_bytes())
+        write(drop_ins / _UNIT_DROP_IN, drop_in.encode())
         if seed is not None:
             layout.candidate_state.mkdir(mode=0o700)
-            shutil.chown(layout.candidate_state, database.USER, database.USER)
             copied = layout.candidate_state / "metalscribe.db"
             shutil.copyfile(seed, copied)
-            shutil.chown(copied, database.USER, database.USER)
             copied.chmod(0o600)
+            # The folder last: as long as it is root's, nobody puts a link into it.
+            for path in (copied, layout.candidate_state):
+                shutil.chown(path, database.USER, database.USER)
         systemctl("daemon-reload")
         yield
     finally:
@@ -112,7 +138,7 @@ def _installed(layout: Layout, generation: Generation, key: str, seed: Path | No
 
 def _remove(layout: Layout) -> None:
     if unit.properties(CANDIDATE_UNIT, ["LoadState"])["LoadState"] == "loaded":
-        systemctl("stop", CANDIDATE_UNIT, patience=400)
+        systemctl("stop", CANDIDATE_UNIT, patience=_STOP_PATIENCE)
         if unit.properties(CANDIDATE_UNIT, ["ActiveState"])["ActiveState"] == "failed":
             systemctl("reset-failed", CANDIDATE_UNIT)
     (layout.runtime_units / CANDIDATE_UNIT).unlink(missing_ok=True)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from .layout import sync
+
 USER = "metalscribe"
 
 
@@ -36,7 +38,7 @@ def copy(database: Path, target: Path, *, owner: str = "root") -> bool:
         account = pwd.getpwnam(USER)
         os.chown(scratch, account.pw_uid, account.pw_gid)
         made = Path(scratch) / "copy.db"
-        if not _as_service(lambda: _copy(database, made)):
+        if _as_service(lambda: _copy(database, made)) is None:
             return False
         part = target.with_name(f".{target.name}.part")
         descriptor = os.open(made, os.O_RDONLY | os.O_NOFOLLOW)
@@ -57,7 +59,7 @@ def put_back(backup: Path, database: Path) -> None:
     """
     content = backup.read_bytes()
 
-    def replace() -> bool:
+    def replace() -> str:
         part = database.with_name(".restored.db")
         with part.open("wb") as file:
             file.write(content)
@@ -66,7 +68,8 @@ def put_back(backup: Path, database: Path) -> None:
         for suffix in ("-wal", "-shm"):
             database.with_name(database.name + suffix).unlink(missing_ok=True)
         part.rename(database)
-        return True
+        sync(database.parent)
+        return "put back"
 
     _as_service(replace)
 
@@ -74,11 +77,20 @@ def put_back(backup: Path, database: Path) -> None:
 def schema(database: Path) -> str | None:
     """The revision of the tables in a copy, None if there are none."""
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("select version_num from alembic_version").fetchall()
+        # immutable: SQLite would lay its -wal and -shm files beside the backup otherwise.
+        return _schema(database, "mode=ro&immutable=1")
     except sqlite3.Error:
         return None
-    return ",".join(sorted(row[0] for row in rows))
+
+
+def schema_in_use(database: Path) -> str | None:
+    """The same of the service's own database, which it may have open; None too if there is no such file.
+
+    Raises:
+        DatabaseFailed: it cannot be read.
+    """
+    found = _as_service(lambda: _schema(database, "mode=rw") if database.is_file() else None)
+    return found or None
 
 
 def back_up(database: Path, directory: Path, name: str) -> Path | None:
@@ -107,19 +119,25 @@ def _private(path: Path) -> Path:
     return path
 
 
-def _copy(database: Path, target: Path) -> bool:
+def _schema(database: Path, how: str) -> str:
+    with closing(sqlite3.connect(f"file:{database}?{how}", uri=True, timeout=30)) as connection:
+        rows = connection.execute("select version_num from alembic_version").fetchall()
+    return ",".join(sorted(row[0] for row in rows))
+
+
+def _copy(database: Path, target: Path) -> str | None:
     if not database.is_file():
-        return False
+        return None
     with (
         closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30)) as source,
         closing(sqlite3.connect(target)) as copied,
     ):
         source.backup(copied)
-    return True
+    return "copied"
 
 
-def _as_service(work: Callable[[], bool]) -> bool:
-    """Do ``work`` in a child that is the service's user for good."""
+def _as_service(work: Callable[[], str | None]) -> str | None:
+    """Do ``work`` in a child that is the service's user for good; what it returns comes back."""
     account = pwd.getpwnam(USER)
     reading, writing = os.pipe()
     child = os.fork()
@@ -131,7 +149,8 @@ def _as_service(work: Callable[[], bool]) -> bool:
             os.setgid(account.pw_gid)
             os.setuid(account.pw_uid)
             os.umask(0o077)
-            status = 0 if work() else 69
+            done = work()
+            status, said = (69, "") if done is None else (0, done)
         except (OSError, sqlite3.Error) as error:
             said = f"{error}"
         finally:
@@ -144,4 +163,4 @@ def _as_service(work: Callable[[], bool]) -> bool:
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, 69):
         raise DatabaseFailed(reason or f"copying the database ended with status {code}")
-    return code == 0
+    return reason if code == 0 else None

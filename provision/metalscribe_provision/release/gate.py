@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+_BUSY = frozenset({429, 503})
+"""Answers of a service that is well and has too much to do; what it says after them is what counts."""
+
+_PAUSE_SECS = 1.0
+
 _ALIKE = 0.7
 """Share of a sample's words that have to be there, in order. Whisper's smallest model gets above 0.9."""
 
@@ -37,6 +42,7 @@ class Gate:
         sample: what it has to transcribe.
         words: whether its answer to the sample has to be right, which takes a model that knows English.
         ready_secs, answer_secs: patience for loading the model, and for one transcription.
+        steady_secs: how long it has to live on after that.
     """
 
     port: int
@@ -45,21 +51,23 @@ class Gate:
     words: bool = True
     ready_secs: float = 300.0
     answer_secs: float = 600.0
+    steady_secs: float = 3.0
 
     def pass_through(self, dead: Callable[[], str | None]) -> None:
-        """Wait until the service is ready, then let it transcribe.
+        """Wait until the service is ready, then let it transcribe, and see that it lives on.
 
         Args:
             dead: why waiting is pointless, None while it is not.
 
         Raises:
-            NotFit: it is not ready in time, lets strangers in, or answers wrongly.
+            NotFit: it is not ready in time, lets strangers in, answers wrongly, or ends.
         """
         self._wait_until_ready(dead)
-        status, _ = self._post(key=None)
-        if status != 401:
+        # 429: so many have tried without a key that it does not even look any more.
+        status, _ = self._answered(None, dead, _BUSY - {429})
+        if status not in {401, 429}:
             raise NotFit(f"a transcription without a key was answered with {status}, not 401")
-        status, body = self._post(key=self.key)
+        status, body = self._answered(self.key, dead, _BUSY)
         if status != 200:
             raise NotFit(f"the sample's transcription was answered with {status}: {body[:300]!r}")
         try:
@@ -70,6 +78,7 @@ class Gate:
             likeness = alike(self.sample.text, text)
             if likeness < _ALIKE:
                 raise NotFit(f"the sample was transcribed wrongly ({likeness:.0%} of its words): {text[:200]!r}")
+        self._live_on(dead)
 
     def health(self) -> dict[str, Any]:
         """What the service says of itself; empty while it does not answer."""
@@ -97,6 +106,26 @@ class Gate:
                 seen = f"{status} {body[:200].decode(errors='replace')}"
             time.sleep(0.5)
         raise NotFit(f"not ready within {self.ready_secs:g} s; last seen: {seen}")
+
+    def _answered(self, key: str | None, dead: Callable[[], str | None], busy: frozenset[int]) -> tuple[int, bytes]:
+        """The answer to the sample. Behind the gate others are waiting too, and the model may be loaded by the first of them."""
+        until = time.monotonic() + self.answer_secs
+        while True:
+            status, body = self._post(key)
+            if status not in busy or time.monotonic() > until:
+                return status, body
+            if (reason := dead()) is not None:
+                raise NotFit(reason)
+            time.sleep(_PAUSE_SECS)
+
+    def _live_on(self, dead: Callable[[], str | None]) -> None:
+        until = time.monotonic() + self.steady_secs
+        while True:
+            if (reason := dead()) is not None:
+                raise NotFit(f"it transcribed the sample, then {reason}")
+            if time.monotonic() > until:
+                return
+            time.sleep(0.5)
 
     def _post(self, key: str | None) -> tuple[int, bytes]:
         boundary = "metalscribe-release-sample"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .layout import FILES, Layout, link, read_json, write, write_json
+from .layout import FILES, Layout, link, read_json, sync, write, write_json
 
 
 class Refused(Exception):
@@ -104,11 +104,19 @@ class Generations:
         return read_json(self._layout.generations / str(number) / "generation.json") or {}
 
     def keep(self, generation: Generation, **notes: Any) -> Generation:
-        """Note that ``generation`` serves and has proven itself; the record comes last, and makes it count."""
+        """Note that ``generation`` serves and has proven itself; the record comes last, and makes it count.
+
+        A restart makes no new one: many of them would drive out what one could go back to.
+        """
         numbers = self.numbers()
-        number = (numbers[-1] if numbers else 0) + 1
+        number = numbers[-1] if numbers else 0
+        last = self.record(number) if number else {}
+        if last.get("fingerprint") == generation.fingerprint:
+            notes["backup"] = notes.get("backup") or last.get("backup")
+        else:
+            number += 1
+            shutil.rmtree(self._layout.generations / str(number), ignore_errors=True)
         folder = self._layout.generations / str(number)
-        shutil.rmtree(folder, ignore_errors=True)
         for name, content in generation.files.items():
             write(folder / name, content)
         document = {
@@ -122,9 +130,11 @@ class Generations:
         return Generation(number, generation.release, generation.files)
 
     def put_in_place(self, generation: Generation) -> None:
-        """Make ``generation`` what the next start of the service uses."""
+        """Make ``generation`` what the next start of the service uses; on a full disk, too, if it is what was there."""
         for name, content in generation.files.items():
-            write(self._layout.live(name), content)
+            live = self._layout.live(name)
+            if live.is_symlink() or not live.is_file() or live.read_bytes() != content:
+                write(live, content)
         link(self._layout.current, f"releases/{generation.release}")
 
     def before(self, current: Generation, release: str | None) -> Generation:
@@ -181,12 +191,19 @@ class Generations:
             if release not in kept and len(kept) < keep:
                 kept.append(release)
             if release not in kept:
-                shutil.rmtree(self._layout.generations / str(number))
+                _remove(self._layout.generations / str(number), "generation.json")
         for number in self.numbers()[:-20]:
-            shutil.rmtree(self._layout.generations / str(number))
+            _remove(self._layout.generations / str(number), "generation.json")
         live = self.live()
         spare = {*kept, live.release if live else ""}
         removed = [item["id"] for item in self.releases() if item["id"] not in spare]
         for release in removed:
-            shutil.rmtree(self._layout.releases / release)
+            _remove(self._layout.releases / release, "release.json")
         return removed
+
+
+def _remove(folder: Path, mark: str) -> None:
+    """Remove a folder, beginning with what makes it count: half of one shall not pass for a whole one."""
+    (folder / mark).unlink(missing_ok=True)
+    sync(folder)
+    shutil.rmtree(folder)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,8 @@ class Switch:
 
         With ``restore`` the database is put back as it was when that release last served, if its tables have changed since.
 
+        After a switch that was cut off, that is the last one that has proven itself.
+
         Raises:
             Refused: there is nothing to go back to, or the tables have changed and ``restore`` is not given.
             Failed: it is not fit any more.
@@ -78,7 +83,10 @@ class Switch:
         current = self.generations.current()
         if current is None:
             raise Refused("nothing has been activated on this host yet")
-        target = self.generations.before(current, release)
+        cut_off = (read_json(self._layout.switching) or {}).get("from") == current.release
+        target = (
+            current if cut_off and release in {None, current.release} else self.generations.before(current, release)
+        )
         seed = self._database_for(target, current, restore=restore)
         return self._serve(target, seed=seed)
 
@@ -144,7 +152,9 @@ class Switch:
 
     def _try(self, wanted: Generation, seed: Path | None) -> None:
         gate = self._gate(wanted)
-        if seed is None and self._own_database(wanted):
+        if not self._own_database(wanted):
+            self._tell("its database is a server's, which stays as it is: the candidate gets an empty one of its own")
+        elif seed is None:
             seed = self._layout.run / "seed.db"
             self._layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not database.copy(self._layout.database, seed):
@@ -156,12 +166,34 @@ class Switch:
 
     def _switch(self, wanted: Generation, *, previous: Generation | None, seed: Path | None) -> None:
         """Put ``wanted`` in place and restart; ``previous`` is what to go back to."""
+        gate, credentials = self._gate(wanted), self._credentials()
         backup = self._back_up_before(wanted, previous)
-        write_json(self._layout.switching, {"to": wanted.release, "from": previous.release if previous else None})
+        # A switch that is cut off twice still knows what the first one knew.
+        to_go_back_to = backup or (self._backup_of_cut_off(previous) if previous else None)
+        note = {
+            "to": wanted.release,
+            "from": previous.release if previous else None,
+            "backup": to_go_back_to.name if to_go_back_to else None,
+        }
+        with _undisturbed():
+            write_json(self._layout.switching, note)
+            self._put_or_go_back(wanted, gate, previous, backup, seed, credentials)
+            self._layout.switching.unlink(missing_ok=True)
+
+    def _put_or_go_back(
+        self,
+        wanted: Generation,
+        gate: Gate,
+        previous: Generation | None,
+        backup: Path | None,
+        seed: Path | None,
+        credentials: dict[str, list[int]],
+    ) -> None:
         try:
-            self._put(wanted, seed)
-        except (NotFit, SystemdFailed, database.DatabaseFailed) as error:
-            reason = f"{error}"
+            self._put(wanted, gate, seed)
+            self.generations.keep(wanted, credentials=credentials, backup=backup.name if backup else None)
+        except Exception as error:  # noqa: BLE001  (a full disk, a defect of this very program: what served comes back)
+            reason = f"{error}" or type(error).__name__
             self._note_failure(wanted, "switch", reason)
             if previous is None:
                 raise Failed(f"release {wanted.release} does not serve: {reason}", serving=False) from None
@@ -171,10 +203,8 @@ class Switch:
                 f"release {wanted.release} did not serve and was taken back; {previous.release} serves again: {reason}",
                 serving=True,
             ) from None
-        self.generations.keep(wanted, credentials=self._credentials(), backup=backup.name if backup else None)
-        self._layout.switching.unlink(missing_ok=True)
 
-    def _put(self, wanted: Generation, seed: Path | None) -> None:
+    def _put(self, wanted: Generation, gate: Gate, seed: Path | None) -> None:
         self.generations.put_in_place(wanted)
         systemctl("daemon-reload")
         if not unit.is_enabled(UNIT):
@@ -187,25 +217,25 @@ class Switch:
         if unit.properties(UNIT, ["ActiveState"])["ActiveState"] == "failed":
             systemctl("reset-failed", UNIT)
         began = time.monotonic()
-        systemctl("restart", UNIT, patience=RESTART_PATIENCE)
-        self._gate(wanted).pass_through(_crashed)
+        try:
+            systemctl("restart", UNIT, patience=RESTART_PATIENCE)
+        except SystemdFailed as error:
+            raise NotFit(f"it does not start: {error}; its last words:\n{unit.last_words(UNIT)}") from None
+        gate.pass_through(_crash_of(unit.properties(UNIT, ["MainPID"])["MainPID"]))
         self._tell(f"ready after {time.monotonic() - began:.1f} s")
 
     def _go_back(self, previous: Generation, backup: Path | None, reason: str) -> None:
         """After a failed switch: what served before serves again, with its database if the tables were changed."""
         changed = None
         if backup is not None and self._own_database(previous):
-            now = self._layout.run / "now.db"
             try:
-                if database.copy(self._layout.database, now) and database.schema(now) != database.schema(backup):
+                if database.schema_in_use(self._layout.database) != database.schema(backup):
                     changed = backup
             except database.DatabaseFailed:
                 changed = backup
-            finally:
-                now.unlink(missing_ok=True)
         try:
-            self._put(previous, changed)
-        except (NotFit, SystemdFailed, database.DatabaseFailed) as error:
+            self._put(previous, self._gate(previous), changed)
+        except Exception as error:  # noqa: BLE001  (as above)
             raise Failed(
                 f"{reason}; and {previous.release} does not come up again either: {error}", serving=False
             ) from None
@@ -217,6 +247,8 @@ class Switch:
             key = self._layout.api_key.read_text().strip()
         except FileNotFoundError:
             raise Refused(f"{self._layout.api_key} is missing; run the deploy") from None
+        if not re.fullmatch(r"[!-~]+", key):
+            raise Refused(f"{self._layout.api_key} holds no key: one line of printable ASCII without spaces; mend it")
         conditions = self._conditions
         return Gate(port, key, conditions.sample, words=conditions.words, ready_secs=conditions.ready_secs)
 
@@ -224,33 +256,42 @@ class Switch:
         return b"metalscribe_database_url" not in generation.files["metalscribe.service"]
 
     def _back_up_before(self, wanted: Generation, previous: Generation | None) -> Path | None:
-        """Before another release touches the database: a copy to go back to."""
+        """Before another release touches the database: a copy to go back to.
+
+        If a switch was cut off after its release had changed the tables, the copy from before that one.
+        """
         if previous is None or previous.release == wanted.release or not self._own_database(previous):
             return None
-        return database.back_up(
+        made = database.back_up(
             self._layout.database, self._layout.backups, f"before-{wanted.release}-{int(time.time())}.db"
         )
+        earlier = self._backup_of_cut_off(previous)
+        if made and earlier and database.schema(earlier) != database.schema(made):
+            return earlier
+        return made
+
+    def _backup_of_cut_off(self, previous: Generation) -> Path | None:
+        """The copy that a switch away from ``previous`` had made when it was cut off."""
+        cut_off = read_json(self._layout.switching) or {}
+        if cut_off.get("from") != previous.release or not cut_off.get("backup"):
+            return None
+        path = self._layout.backups / str(cut_off["backup"])
+        return path if path.is_file() else None
 
     def _database_for(self, target: Generation, current: Generation, *, restore: bool) -> Path | None:
         """For a rollback: the copy of the database to put back, None if the present one will do."""
-        if target.release == current.release or not self._own_database(current):
+        if not self._own_database(current):
             return None
         later = [number for number in self.generations.numbers() if number > target.number > 0]
         names = [name for number in later if (name := self.generations.record(number).get("backup"))]
-        backup = self._layout.backups / str(names[0]) if names else None
+        backup = self._layout.backups / str(names[0]) if names else self._backup_of_cut_off(target)
         if backup is None or not backup.is_file():
             return None
-        now = self._layout.run / "now.db"
-        self._layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            database.copy(self._layout.database, now)
-            if database.schema(now) == database.schema(backup):
-                return None
-        finally:
-            now.unlink(missing_ok=True)
+        if database.schema_in_use(self._layout.database) == database.schema(backup):
+            return None
         if not restore:
             raise Refused(
-                f"release {current.release} has changed the database's tables, which {target.release} does not know. "
+                f"the database's tables have been changed since by a release that {target.release} knows nothing of. "
                 f"With --restore-database it is put back as it was before ({backup}); what came since is lost"
             )
         return backup
@@ -263,11 +304,31 @@ class Switch:
 
     def _note_failure(self, wanted: Generation, step: str, reason: str) -> None:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_json(self._layout.failed, {"release": wanted.release, "step": step, "reason": reason, "at": when})
+        try:
+            write_json(self._layout.failed, {"release": wanted.release, "step": step, "reason": reason, "at": when})
+        except OSError as error:
+            # Going back is what counts, and the disk may be full.
+            self._tell(f"{self._layout.failed} cannot be written ({error}); the reason was: {reason}")
 
 
-def _crashed() -> str | None:
-    state = unit.properties(UNIT, ["ActiveState", "SubState", "Result"])
-    if state["ActiveState"] in {"failed", "inactive"} or state["SubState"] == "auto-restart":
+def _crash_of(process: str) -> Callable[[], str | None]:
+    """Why the service's main process has ended, None while it lives; systemd may have started another one by then."""
+
+    def ended() -> str | None:
+        state = unit.properties(UNIT, ["ActiveState", "Result", "MainPID"])
+        if state["ActiveState"] == "active" and state["MainPID"] == process:
+            return None
         return f"it ended ({state['Result']}); its last words:\n{unit.last_words(UNIT)}"
-    return None
+
+    return ended
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Neither Ctrl-C nor SIGTERM ends this halfway; what is started meanwhile (systemctl) inherits that."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -23,9 +23,9 @@ def systemctl(*arguments: str, patience: float = _PATIENCE) -> str:
     except subprocess.TimeoutExpired:
         raise SystemdFailed(f"systemctl {' '.join(arguments)} took longer than {patience:g} s") from None
     if done.returncode:
-        raise SystemdFailed(
-            " ".join(done.stderr.split()) or f"systemctl {' '.join(arguments)}: status {done.returncode}"
-        )
+        # Without its advice where to look further: that is looked up here.
+        reason = " ".join(done.stderr.split()).partition(". See ")[0]
+        raise SystemdFailed(reason or f"systemctl {' '.join(arguments)}: status {done.returncode}")
     return done.stdout
 
 
@@ -52,8 +52,12 @@ def needs_reload(unit: str) -> bool:
 
 
 def last_words(unit: str, lines: int = 15) -> str:
-    """The end of a unit's log."""
-    command = ["journalctl", "--unit", unit, "--lines", str(lines), "--output", "cat", "--no-pager", "--quiet"]
+    """The end of a unit's log, of its last start only: what an earlier release has said explains nothing."""
+    invocation = properties(unit, ["InvocationID"])["InvocationID"]
+    # Its own lines, and systemd's about it.
+    which = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
+    command = ["journalctl", "--lines", str(lines), "--output", "cat", "--no-pager", "--quiet"]
+    command += which if invocation else ["--unit", unit]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False).stdout.rstrip()
     except subprocess.TimeoutExpired:

@@ -46,7 +46,7 @@ def render(values: Mapping[str, str]) -> str:
         "# inventory to change one. Secrets are not here but in credentials/.",
     ]
     for name, value in values.items():
-        if re.search(r"[\x00-\x1f'\\]", value):
+        if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029'\\]", value):
             raise DeployError(f"{name}: a quote, a backslash or a control character cannot be part of a setting")
         lines.append(f"{name}={value}" if _PLAIN.fullmatch(value) else f"{name}='{value}'")
     return "\n".join(lines) + "\n"
