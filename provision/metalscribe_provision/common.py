@@ -104,7 +104,12 @@ def secret_file(path: PurePosixPath, content: bytes) -> Generator[StringCommand 
     uploaded = f"{private}/secret"
     # All that may fail comes before the secret: the command after its upload removes it, whatever happens.
     yield StringCommand("install", "-d", "-m", "700", "-o", "root", "-g", "root", QuoteString(str(path.parent)))
-    yield StringCommand("mkdir", "-m", "700", private, _sudo=False)
+    # Along with what a deploy that was cut off has left: nobody else's, and nothing but such folders.
+    yield StringCommand(
+        "find /tmp -maxdepth 1 -type d -name '.metalscribe-*' -user \"$(id -un)\" -exec rm -rf {} +;",
+        *("mkdir", "-m", "700", private),
+        _sudo=False,
+    )
     yield FileUploadCommand(BytesIO(content), uploaded, _sudo=False)
     yield StringCommand(
         *("install", "-m", "600", "-o", "root", "-g", "root", uploaded, QuoteString(f"{path}.new")),

@@ -96,6 +96,13 @@ def listening_socket(notifier: Notifier, host: str, port: int) -> socket.socket 
     return bound
 
 
+def let_go_unread(notifier: Notifier) -> None:
+    """:func:`let_go` of whatever was inherited, for a service that cannot even read where it should listen."""
+    for name, descriptor in _inherited():
+        notifier.notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+        os.close(descriptor)
+
+
 def let_go(notifier: Notifier, host: str, port: int) -> None:
     """Let systemd close the socket: a service that cannot start shall refuse connections, not leave them waiting."""
     notifier.notify("FDSTOREREMOVE=1", f"FDNAME={_name(host, port)}")

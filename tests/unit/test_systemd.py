@@ -155,3 +155,29 @@ def test_the_socket_that_systemd_kept_is_used_again(
         assert _received(systemd)[0] == ["FDSTOREREMOVE=1", f"FDNAME={environment['LISTEN_FDNAMES']}"]
         assert _received(systemd)[0][0] == "FDSTORE=1"
     kept.close()
+
+
+def test_a_service_that_cannot_read_its_settings_lets_the_socket_go(systemd: socket.socket, tmp_path: Path) -> None:
+    """Clients are refused, rather than left waiting for a service that will not come."""
+    kept = socket.create_server(("127.0.0.1", 0))
+    environment = {
+        **os.environ,
+        "NOTIFY_SOCKET": str(tmp_path / "notify"),
+        "LISTEN_FDS": "1",
+        "LISTEN_FDNAMES": "http@127.0.0.1@8000",
+        "METALSCRIBE_PORT": "many",
+    }
+    # The shell's process id is the service's, as LISTEN_PID demands.
+    done = subprocess.run(
+        ["bash", "-c", f'export LISTEN_PID=$$; exec "$0" -m metalscribe serve 3<&{kept.fileno()}', sys.executable],
+        env=environment,
+        pass_fds=[kept.fileno()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "METALSCRIBE_PORT" in done.stderr
+    assert _received(systemd)[0] == ["FDSTOREREMOVE=1", "FDNAME=http@127.0.0.1@8000"]
+    kept.close()

@@ -24,7 +24,7 @@ from metalscribe.app import create_app
 from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.log import configure_logging
 from metalscribe.settings import Settings, load_settings
-from metalscribe.systemd import Notifier, let_go, listening_socket
+from metalscribe.systemd import Notifier, let_go, let_go_unread, listening_socket
 
 _HEAD_BYTES: Final = 64 * 1024
 _LAST_WORDS_SECONDS: Final = 5
@@ -48,7 +48,11 @@ def serve(host: str | None = None, port: int | None = None) -> None:
         overrides["host"] = host
     if port is not None:
         overrides["port"] = port
-    settings = load_settings(**overrides)
+    try:
+        settings = load_settings(**overrides)
+    except ConfigurationError:
+        let_go_unread(Notifier.from_environment())
+        raise
     configure_logging(settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         failure = runner.run(_serve(settings))
