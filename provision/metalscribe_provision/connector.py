@@ -37,6 +37,7 @@ from metalscribe_provision.ansible_inventory import (
 )
 
 _ENVIRONMENT: Final = {
+    "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",  # whatever ansible.cfg prefers to look at
     "ANSIBLE_FORCE_COLOR": "false",
     "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true",  # by default that is a warning, and no hosts
     "ANSIBLE_LOAD_CALLBACK_PLUGINS": "false",  # the format of parse_debug

@@ -9,6 +9,8 @@ from lab.lab import Lab
 
 
 def test_until_a_signal_comes(lab: Lab, make_container: MakeContainer) -> None:
+    # What a shell starts in its background ignores SIGINT, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     make_container("c1")
     print(f"\nup {lab.id}", flush=True)  # noqa: T201 - who interrupts waits for this line
     signal.pause()

@@ -63,7 +63,7 @@ def test_values_are_taken_as_ansible_gives_them(variables: dict[str, Any], field
 @pytest.mark.parametrize(
     ("variables", "problem"),
     [
-        ({"driver": "nouveau"}, "driver: Input should be 'auto', 'open', 'proprietary' or 'none'"),
+        ({"driver": "nouveau"}, "driver: Input should be 'auto', 'open', 'proprietary', 'existing' or 'none'"),
         ({"driver_branch": "latest"}, "driver_branch is auto or three digits such as 580"),
         ({"keep_releases": 1}, "keep_releases: Input should be greater than or equal to 2"),
         ({"tls": "files", "tls_certificate": "/c.pem"}, "tls=files needs tls_certificate and tls_certificate_key"),

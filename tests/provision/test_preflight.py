@@ -66,6 +66,8 @@ MemTotal:       32858380 kB
 flags\t\t: fpu vme cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3 avx
 == deployed
 yes
+== switches
+yes
 """
 
 HEALTHY = Machine(
@@ -107,6 +109,7 @@ def test_a_machine_is_read() -> None:
     assert machine.clock == NOW
     assert machine.cpu_flags == {"fpu", "vme", "avx", *CPU_FLAGS}
     assert machine.deployed
+    assert machine.switches
 
 
 def test_a_machine_that_says_little_is_read_as_far_as_it_goes() -> None:
@@ -326,20 +329,20 @@ def test_ports_of_others_are_findings_and_our_own_are_not() -> None:
         Listener(443, "nginx", "nginx.service"),
         Listener(22, "sshd", "ssh.service"),
     ]
-    assert list(port_findings(ours, NONE, deployed=False)) == []
+    assert list(port_findings(ours, NONE, switches=False)) == []
 
     held = [
         Listener(8000, "systemd", "init.scope")
-    ]  # the service's socket, which systemd keeps while the service restarts
-    assert list(port_findings(held, NONE, deployed=True)) == []
-    assert len(list(port_findings(held, NONE, deployed=False))) == 1
+    ]  # the service's socket, which systemd keeps while the service restarts, or a candidate's
+    assert list(port_findings(held, NONE, switches=True)) == []
+    assert len(list(port_findings(held, NONE, switches=False))) == 1
 
     theirs = [
         Listener(443, "apache2", "apache2.service"),
         Listener(443, "x", ""),
         Listener(8000, "python3", "session-1.scope"),
     ]
-    assert list(port_findings(theirs, NONE, deployed=True)) == [
+    assert list(port_findings(theirs, NONE, switches=True)) == [
         "port 8000 is taken by python3 (session-1.scope); stop it, the deploy needs the port",
         "port 443 is taken by apache2 (apache2.service), x (no unit); stop it, or set https_port",
     ]

@@ -47,7 +47,7 @@ def preflight(data: HostData) -> None:
     ]
     if access is None:
         listeners = host.get_fact(ListenersFact, ports=tuple(ports(data)))
-        findings += port_findings(listeners, data, deployed=machine.deployed)
+        findings += port_findings(listeners, data, switches=machine.switches)
     found = [finding for finding in findings if finding is not None]
     if found:
         raise DeployError(

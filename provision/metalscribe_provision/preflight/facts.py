@@ -8,7 +8,7 @@ from typing import Final
 
 from pyinfra.api.facts import FactBase
 
-from metalscribe_provision.common import CURRENT
+from metalscribe_provision.common import CURRENT, ROOT
 from metalscribe_provision.preflight.machine import (
     Access,
     Listener,
@@ -42,6 +42,7 @@ class MachineFact(FactBase[Machine]):
             "clock": "date +%s",
             "cpu": "grep -m 1 ^flags /proc/cpuinfo",
             "deployed": f"[ -e {CURRENT} ] && echo yes",
+            "switches": f"[ -e {ROOT}/bin/metalscribe-release ] && echo yes",
         }
         return "{ " + "; ".join(f"echo '== {name}'; {part}" for name, part in parts.items()) + "; } 2>/dev/null; true"
 

@@ -86,13 +86,13 @@ def python_finding(interpreter: str, packages: Iterable[str], state: str) -> str
     return f"apt has no {names}; on Ubuntu enable universe (add-apt-repository universe), or set python to another one's path"
 
 
-def port_findings(listeners: Iterable[Listener], data: HostData, *, deployed: bool) -> Iterator[str]:
-    """Yield the ports that somebody else listens on; on a host that has a release, systemd may hold the service's socket."""
+def port_findings(listeners: Iterable[Listener], data: HostData, *, switches: bool) -> Iterator[str]:
+    """Yield the ports that somebody else listens on; with ``switches`` (see ``Machine``), systemd itself may do so for us."""
     listeners = list(listeners)
     for port, unit in ports(data).items():
         owners = [listener for listener in listeners if listener.port == port]
         ours = any(re.fullmatch(unit, owner.unit) for owner in owners)
-        held = deployed and all(owner.unit == "init.scope" for owner in owners)
+        held = switches and all(owner.unit == "init.scope" for owner in owners)
         if owners and not (ours or held):
             names = ", ".join(sorted({f"{owner.process} ({owner.unit or 'no unit'})" for owner in owners}))
             remedy = "stop it, or set https_port" if port == data.https_port else "stop it, the deploy needs the port"

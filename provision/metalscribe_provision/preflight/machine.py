@@ -36,6 +36,9 @@ class Machine:
     deployed: bool = False
     """There is a release of the service already."""
 
+    switches: bool = False
+    """There is what switches releases: systemd may hold the socket of a release that serves, or of one on trial whose deploy was cut off."""
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -84,6 +87,7 @@ def parse_machine(lines: Iterable[str]) -> Machine:
         clock=float(clock) if clock else None,
         cpu_flags=frozenset((first("cpu", r"^flags\s*:(.*)$") or "").split()),
         deployed="yes" in sections.get("deployed", ()),
+        switches="yes" in sections.get("switches", ()),
     )
 
 
