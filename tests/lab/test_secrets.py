@@ -90,7 +90,7 @@ class Scene:
 
     def account(self, run: Callable[[], str], known: Callable[[], Sequence[Secret]]) -> Account:
         """Watch what ``run`` does; what was secret about it is known afterwards."""
-        here = [self.controller.folder, self.controller.checkout, self.lab.folder / "ca"]
+        here = [self.controller.checkout, self.controller.folder]
         with (
             watched_host(self.host, self.lab.network.controller) as on_host,
             watched_controller(*here) as on_controller,
@@ -111,8 +111,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(lab: Lab, host: Container, controller: Controller) -> Scene:
-    temporary = controller.folder / "tmp"
-    temporary.mkdir()
+    (controller.folder / "tmp").mkdir()
     return Scene(lab, host, controller)
 
 
@@ -120,6 +119,17 @@ def scene(lab: Lab, host: Container, controller: Controller) -> Scene:
 def temporary(scene: Scene) -> Mapping[str, str]:
     """The controller's own temporary folder, where it is watched."""
     return {"TMPDIR": str(scene.controller.folder / "tmp")}
+
+
+@pytest.fixture(scope="module")
+def ca(scene: Scene) -> Path:
+    """Another internal CA than the one of the session's other hosts, not there yet."""
+    return scene.controller.folder / "ca"
+
+
+@pytest.fixture(scope="module")
+def inventory(scene: Scene, variables: Mapping[str, object], ca: Path) -> Path:
+    return scene.controller.inventory([scene.host], {**variables, "ca_dir": ca})
 
 
 def own_key(host: Container) -> Secret:
@@ -134,12 +144,9 @@ def token(name: str) -> Secret:
 
 
 @pytest.fixture(scope="module")
-def made(scene: Scene, inventory: Path, temporary: Mapping[str, str]) -> Account:
+def made(scene: Scene, inventory: Path, ca: Path, temporary: Mapping[str, str]) -> Account:
     """All secrets are made by the deploy: the host's API key and TLS key on the host, the internal CA's key here."""
-    ca = scene.lab.folder / "ca"
     scene.host.run(f"rm -r {KEY} /etc/metalscribe/tls/internal")
-    (ca / "ca.key").unlink()
-    (ca / "ca.crt").unlink()
 
     def known() -> list[Secret]:
         tls = scene.host.run("cat /etc/metalscribe/tls/internal/privkey.pem").stdout
