@@ -234,6 +234,17 @@ class HostData(BaseModel):
     """Exporter of GPU metrics on loopback, behind nginx at /metrics/gpu: none, nvml or dcgm."""
 
     @model_validator(mode="after")
+    def _addresses_of_stores(self) -> Self:
+        # Without the values: they hold passwords.
+        if self.database_url and not re.fullmatch(
+            r"postgresql\+psycopg://[^/\s]+/\S+", self.database_url.get_secret_value()
+        ):
+            raise ValueError("metalscribe_database_url is of the form postgresql+psycopg://user:password@host/database")
+        if self.rate_limit_storage and not re.fullmatch(r"rediss?://\S+", self.rate_limit_storage.get_secret_value()):
+            raise ValueError("metalscribe_rate_limit_storage is of the form redis://:password@host:6379/0")
+        return self
+
+    @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.tls is Tls.FILES and not (self.tls_certificate and self.tls_certificate_key):
             raise ValueError("tls=files needs tls_certificate and tls_certificate_key")

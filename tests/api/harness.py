@@ -170,7 +170,7 @@ def spawn(state_dir: Path, log_path: Path, settings: Mapping[str, object]) -> su
         )
 
 
-def _listening(process: subprocess.Popen[bytes], log_path: Path) -> int:
+def listening_port(process: subprocess.Popen[bytes], log_path: Path) -> int:
     assert process.poll() is None, log_path.read_text()
     with suppress(psutil.NoSuchProcess):
         for connection in psutil.Process(process.pid).net_connections("tcp"):
@@ -187,7 +187,7 @@ def running(state_dir: Path, **settings: object) -> Iterator[Service]:
     service = Service(process, state_dir, log_path, dict(settings))
     family: list[psutil.Process] = []
     try:
-        service.port = wait_for(lambda: _listening(process, log_path), "the service to listen")
+        service.port = wait_for(lambda: listening_port(process, log_path), "the service to listen")
         assert httpx.get(f"{service.url}/healthz", timeout=30, trust_env=False).json() == {"status": "ok"}
         yield service
     finally:

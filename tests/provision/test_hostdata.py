@@ -117,10 +117,18 @@ def test_everything_wrong_is_told_at_once() -> None:
 # --- secrets ---
 
 
+GIVEN = {
+    "api_key": "hunter2://secret",
+    "database_url": "postgresql+psycopg://metalscribe:hunter2@db.example.org/metalscribe",
+    "rate_limit_storage": "rediss://:hunter2@counters.example.org:6379/0",
+}
+
+
 @pytest.mark.parametrize("secret", sorted(SECRETS))
 def test_secrets_have_the_services_names_and_are_not_among_its_settings(secret: str) -> None:
-    data = parsed({f"metalscribe_{secret}": "hunter2://secret"})
-    assert getattr(data, secret).get_secret_value() == "hunter2://secret"
+    value = GIVEN[secret]
+    data = parsed({f"metalscribe_{secret}": value})
+    assert getattr(data, secret).get_secret_value() == value
     assert data.settings == {}
     assert "hunter2" not in repr(data)
     with pytest.raises(DeployError, match=f"metalscribe_{secret}: Input should be a valid string"):
@@ -148,6 +156,10 @@ def test_the_environment_of_this_machine_is_not_the_hosts(monkeypatch: pytest.Mo
         {"metalscribe_api_key": ["hunter2"]},
         {"metalscribe_database_url": {"password": "hunter2"}},
         {"tls": "acme", "metalscribe_api_key": "hunter2"},
+        {"metalscribe_database_url": "mysql://metalscribe:hunter2@db.example.org/metalscribe"},
+        {"metalscribe_database_url": "postgresql://metalscribe:hunter2@db.example.org/metalscribe"},
+        {"metalscribe_database_url": "hunter2"},
+        {"metalscribe_rate_limit_storage": "hunter2:6379"},
     ],
 )
 def test_a_secret_is_in_no_message(variables: dict[str, Any]) -> None:
@@ -158,8 +170,8 @@ def test_a_secret_is_in_no_message(variables: dict[str, Any]) -> None:
 
 def test_extras_follow_from_the_data() -> None:
     assert parsed({}).extras == ("gpu",)
-    data = {"driver": "none", "model": "demo", "metalscribe_database_url": "x", "metalscribe_rate_limit_storage": "y"}
-    assert parsed(data).extras == ("demo", "postgres", "redis")
+    secrets = {f"metalscribe_{name}": GIVEN[name] for name in ("database_url", "rate_limit_storage")}
+    assert parsed({"driver": "none", "model": "demo", **secrets}).extras == ("demo", "postgres", "redis")
 
 
 # --- inventory.example.ini ---

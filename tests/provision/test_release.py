@@ -109,6 +109,21 @@ def test_a_rollback_goes_to_the_generation_before(layout: Layout) -> None:
     assert generations.before(last, None).number == 2
 
 
+def test_a_second_rollback_goes_further_back(layout: Layout) -> None:
+    generations = Generations(layout)
+    for name in ("1.0-a", "1.1-b", "1.2-c"):
+        current = _serve(generations, _generation(_release(layout, name)))
+    for expected in ("1.1-b", "1.0-a"):
+        current = _serve(generations, generations.before(current, None))
+        current = generations.keep(current, backup=None)  # a restart changes nothing about it
+        assert current.release == expected
+    with pytest.raises(Refused, match="no earlier generation"):
+        generations.before(current, None)
+    assert generations.before(current, "1.2-c").release == "1.2-c"
+    current = _serve(generations, _generation(_release(layout, "1.3-d")))
+    assert generations.before(current, None).release == "1.0-a"
+
+
 def test_a_rollback_after_a_change_of_settings_goes_to_the_old_settings(layout: Layout) -> None:
     generations = Generations(layout)
     _serve(generations, _generation(_release(layout, "1.0-a")))

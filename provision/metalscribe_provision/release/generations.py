@@ -111,8 +111,10 @@ class Generations:
         numbers = self.numbers()
         number = numbers[-1] if numbers else 0
         last = self.record(number) if number else {}
+        origin = self._origin(generation.number) if generation.number else None
         if last.get("fingerprint") == generation.fingerprint:
             notes["backup"] = notes.get("backup") or last.get("backup")
+            origin = last.get("origin")
         else:
             number += 1
             shutil.rmtree(self._layout.generations / str(number), ignore_errors=True)
@@ -124,6 +126,7 @@ class Generations:
             "release": generation.release,
             "fingerprint": generation.fingerprint,
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "origin": origin,
             **notes,
         }
         write_json(folder / "generation.json", document)
@@ -140,10 +143,14 @@ class Generations:
     def before(self, current: Generation, release: str | None) -> Generation:
         """What a rollback from ``current`` goes to: the one before it, or the last with a certain release.
 
+        A generation that a rollback brought back stands where it stood at first, so that a second rollback goes further
+        back and not to what the first one left.
+
         Raises:
             Refused: there is none, or its release is not on the host any more.
         """
-        for number in reversed(self.numbers()):
+        end = self._origin(current.number) if release is None and current.number else self.numbers()[-1] + 1
+        for number in reversed([number for number in self.numbers() if number < end]):
             past = self.load(number)
             if past.fingerprint == current.fingerprint or (release is not None and past.release != release):
                 continue
@@ -153,6 +160,11 @@ class Generations:
             self.require_complete(release)
             return Generation(0, release, current.files)
         raise Refused("there is no earlier generation to go back to")
+
+    def _origin(self, number: int) -> int:
+        """The number under which a generation served first."""
+        origin = self.record(number).get("origin")
+        return origin if isinstance(origin, int) else number
 
     def releases(self) -> list[dict[str, Any]]:
         """All releases on the host, the newest first."""

@@ -107,8 +107,7 @@ class Switch:
         """What serves, what could, and what went wrong last; reads only."""
         current, live = self.generations.current(), self.generations.live()
         record = self.generations.record(current.number) if current else {}
-        numbers = self.generations.numbers()
-        before = self.generations.record(numbers[-2]) if len(numbers) > 1 else None
+        before = self._previous(current)
         return {
             "current": live.release if live else None,
             "generation": current.number if current else None,
@@ -129,6 +128,13 @@ class Switch:
         }
 
     # --- how it is done ---
+
+    def _previous(self, current: Generation | None) -> dict[str, Any] | None:
+        """The record of what a rollback would go to, None if there is nothing."""
+        try:
+            return self.generations.record(self.generations.before(current, None).number) if current else None
+        except Refused:
+            return None
 
     def _serve(self, wanted: Generation, seed: Path | None) -> str:
         current, live = self.generations.current(), self.generations.live()

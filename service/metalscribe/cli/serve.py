@@ -174,6 +174,15 @@ class _DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second Ctrl-C does not wait."""
         del frame
+        # Not uvicorn's own handler: that one raises the signal again at the end, and a service that was told to stop
+        # and did has exit status 0.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        # In a turn of its own: the signal may have come while the loop was accepting a connection, which a listening
+        # socket that is closed under its hands would reset.
+        asyncio.get_running_loop().call_soon_threadsafe(self._stop_listening)
+
+    def _stop_listening(self) -> None:
         services = getattr(self._app.state, "services", None)
         if services is not None and not services.draining:
             services.draining = True
@@ -184,13 +193,10 @@ class _DrainingServer(uvicorn.Server):
             loop.call_later(self._grace if self.started else 0, self._cancel, services)
         for server in self.servers:
             server.close()
-        # Not uvicorn's own handler: that one raises the signal again at the end, and a service that was told to stop
-        # and did has exit status 0.
-        self.force_exit = self.should_exit and sig == signal.SIGINT
-        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain; whoever was accepted a moment ago is heard before uvicorn closes what it takes for idle."""
+        await asyncio.sleep(0)  # for who was accepted in this very turn to be among the connections
         until = time.monotonic() + _FIRST_WORDS_SECONDS
         while time.monotonic() < until and any(map(_unheard, self.server_state.connections)):  # noqa: ASYNC110  (uvicorn tells nobody)
             await asyncio.sleep(0.02)
