@@ -28,6 +28,13 @@ class Mode(StrEnum):
     ACCURATE = "accurate"
 
 
+class Latency(StrEnum):
+    """How long the caller can wait: somebody does, or nobody does."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """One word with its place in time; ``text`` carries its leading space and punctuation, as the model wrote it."""
@@ -97,6 +104,7 @@ class TranscriptionRequest:
         word_timestamps: keep the words' times in the segments; implies ``segments``.
         audio_track: which audio stream of the container, from 0.
         name: what to call the recording in messages and logs; never a path.
+        latency: batch work gives way to whoever waits for an answer, without being left out altogether.
         weight: share of the machine against other requests; 2.0 gets served as if it had waited twice as long.
     """
 
@@ -111,6 +119,7 @@ class TranscriptionRequest:
     word_timestamps: bool = False
     audio_track: int = 0
     name: str = "audio"
+    latency: Latency = Latency.INTERACTIVE
     weight: float = 1.0
 
 
@@ -146,10 +155,40 @@ class SegmentsReady:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The last event of a successful request."""
+    """The last event of a successful request.
+
+    Attributes:
+        decisions: what the quality gate thought of each decoding, in the order in which they ended.
+    """
 
     transcript: Transcript
     statistics: Statistics
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The quality gate on one decoding of a chunk.
+
+    Attributes:
+        start, length: of the chunk, in seconds of the recording's speech (silence left out).
+        context: what the encoder saw, in seconds; 30 is all.
+        temperature: 0 searches, above samples.
+        verdict: ``plausible`` or ``silence``, ``phantom``, ``loop``, ``unsure``, ``repeated``, ``hasty``, ``skipped``.
+        tokens: how many the text has.
+        voiced: seconds of voice in the chunk, None where nobody has listened for it.
+    """
+
+    start: float
+    length: float
+    context: float
+    temperature: float
+    verdict: str
+    tokens: int
+    voiced: float | None
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
 
 
 @dataclass(frozen=True, slots=True)

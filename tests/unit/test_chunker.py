@@ -23,7 +23,7 @@ class Collected:
     def __init__(self) -> None:
         self.chunks: list[tuple[Samples, list[Piece]]] = []
 
-    def put(self, samples: Samples, pieces: list[Piece]) -> None:
+    def put(self, samples: Samples, pieces: list[Piece], *, voiced: float | None = None, cut: int = 0) -> None:
         self.chunks.append((samples.copy(), list(pieces)))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +24,12 @@ CHUNK_SECONDS: Final = 30.0
 
 CHUNK_SAMPLES: Final = int(CHUNK_SECONDS * SAMPLE_RATE)
 
+_VOICED: Final = 0.5
+
+_LONG_OPENING: Final = 15 * SAMPLE_RATE
+_OPENING: Final = (5 * SAMPLE_RATE, 9 * SAMPLE_RATE, 12 * SAMPLE_RATE)
+"""The first chunk of a long recording: at least, about, and at most so many samples."""
+
 _Samples = NDArray[np.float32]
 
 
@@ -30,46 +38,134 @@ def stage(options: Mapping[str, Any], output: Output) -> Stage:
     return SpeechChunks(output) if options.get("vad", True) else QuietCuts(output)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A stretch of speech with what the detector thought of it.
+
+    Attributes:
+        source: where it stood in the recording, in samples.
+        samples: float32[n].
+        voice: float32, a probability per 32 ms window of the recording, the first one's window holding ``source``.
+    """
+
+    source: int
+    samples: _Samples
+    voice: _Samples
+
+    @property
+    def voiced(self) -> float:
+        """Seconds of voice."""
+        return min(self.samples.size, WINDOW * int((self.voice >= _VOICED).sum())) / SAMPLE_RATE
+
+    def split(self, at: int) -> tuple[_Stretch, _Stretch]:
+        """The first ``at`` samples, and the rest."""
+        middle = self.source + at
+        window = middle // WINDOW - self.source // WINDOW
+        return (
+            _Stretch(self.source, self.samples[:at], self.voice[: window + 1]),
+            _Stretch(middle, self.samples[at:], self.voice[window:]),
+        )
+
+
 class SpeechChunks:
-    """Stretches of speech glued together, up to 30 seconds a chunk; silence is left out."""
+    """Stretches of speech glued together, up to 30 seconds a chunk; silence is left out.
+
+    The first chunk of a recording that has more is a short one, so that its words come early.
+    """
 
     def __init__(self, output: Output, voice: VoiceActivity | None = None) -> None:
         self._output = output
-        self._voice = voice or VoiceActivity()
+        self._detector = voice or VoiceActivity()
         self._regions = SpeechRegions(VoiceOptions(max_length=CHUNK_SECONDS))
         self._history = _History()
-        self._glued: list[_Samples] = []
-        self._pieces: list[Piece] = []
+        self._voice: deque[float] = deque()  # of the windows that history has, and a few before
+        self._windows = 0  # how many have gone from its left
+        self._glued: list[_Stretch] = []
         self._length = 0
+        self._opening = True
 
     def feed(self, block: _Samples) -> None:
         """Take a block, float32[n]; n is a whole number of 512-sample windows but for the last block."""
         self._history.append(block)
-        for probability in self._voice.probabilities(block):
+        for probability in self._detector.probabilities(block):
+            self._voice.append(float(probability))
             self._collect(self._regions.feed(float(probability)))
-        self._history.forget(self._regions.needed_from)
+        self._forget(self._regions.needed_from)
 
     def finish(self) -> None:
         """Put what is left."""
         self._collect(self._regions.finish(self._history.end))
         self._flush()
 
+    def _forget(self, before: int) -> None:
+        self._history.forget(before)
+        while self._windows < before // WINDOW:
+            self._voice.popleft()
+            self._windows += 1
+
     def _collect(self, regions: list[tuple[int, int]]) -> None:
         for start, end in regions:
             if self._length + end - start > CHUNK_SAMPLES:
-                self._flush()
-            self._glued.append(self._history.take(start, end))
-            self._pieces.append(Piece(start, end - start))
+                if self._opening and self._length > _LONG_OPENING:
+                    self._put(self._take(_quiet_place(self._glued, *_OPENING)))
+                if self._length + end - start > CHUNK_SAMPLES:
+                    self._flush()
+            first, last = start // WINDOW - self._windows, -(-end // WINDOW) - self._windows
+            voice = np.array(list(itertools.islice(self._voice, first, last)), np.float32)
+            self._glued.append(_Stretch(start, self._history.take(start, end), voice))
             self._length += end - start
 
     def _flush(self) -> None:
         if self._length:
-            self._output.put(np.concatenate(self._glued), self._pieces)
-        self._glued, self._pieces, self._length = [], [], 0
+            self._put(self._take(self._length))
+
+    def _take(self, length: int) -> list[_Stretch]:
+        """Take the first ``length`` samples out."""
+        taken: list[_Stretch] = []
+        self._length -= length
+        while length > 0:
+            stretch = self._glued.pop(0)
+            if stretch.samples.size > length:
+                stretch, rest = stretch.split(length)
+                self._glued.insert(0, rest)
+            taken.append(stretch)
+            length -= stretch.samples.size
+        return taken
+
+    def _put(self, stretches: list[_Stretch]) -> None:
+        self._opening = False
+        length = sum(stretch.samples.size for stretch in stretches)
+        self._output.put(
+            np.concatenate([stretch.samples for stretch in stretches]),
+            [Piece(stretch.source, stretch.samples.size) for stretch in stretches],
+            voiced=sum(stretch.voiced for stretch in stretches),
+            cut=_quiet_place(stretches, length // 3, length // 2, 2 * length // 3),
+        )
+
+
+def _quiet_place(stretches: Sequence[_Stretch], low: int, wanted: int, high: int) -> int:
+    """Where glued speech is best cut between ``low`` and ``high``: between two stretches, else where voice is least.
+
+    All in samples from the start; of several joints the nearest to ``wanted``.
+    """
+    joints = [joint for joint in itertools.accumulate(stretch.samples.size for stretch in stretches[:-1])]
+    within = [joint for joint in joints if low <= joint <= high]
+    if within:
+        return min(within, key=lambda joint: abs(joint - wanted))
+    begin = 0
+    for stretch in stretches:
+        if begin <= low < begin + stretch.samples.size:
+            # No joint between low and high: both lie in this stretch.
+            first, last = ((stretch.source + place - begin) // WINDOW - stretch.source // WINDOW for place in (low, high))
+            quietest = first + int(stretch.voice[first : last + 1].argmin())
+            place = (stretch.source // WINDOW + quietest) * WINDOW + WINDOW // 2 - stretch.source + begin
+            return min(max(place, low), high)
+        begin += stretch.samples.size
+    return wanted
 
 
 class QuietCuts:
-    """The whole recording, cut at the quietest moment of each window's last five seconds."""
+    """The whole recording, cut at the quietest moment of each window's last five seconds; the first chunk is a short one."""
 
     _SEARCH: Final = 5 * SAMPLE_RATE
     _FRAME: Final = SAMPLE_RATE // 5
@@ -83,21 +179,24 @@ class QuietCuts:
         """Take a block, float32[n]."""
         self._history.append(block)
         while self._history.end - self._cut >= CHUNK_SAMPLES:
-            self._put(self._quietest(self._cut + CHUNK_SAMPLES))
+            low, _, high = _OPENING
+            end = self._cut + CHUNK_SAMPLES
+            self._put(self._quietest(low, high) if self._cut == 0 else self._quietest(end - self._SEARCH, end))
 
     def finish(self) -> None:
         """Put what is left."""
         if self._history.end > self._cut:
             self._put(self._history.end)
 
-    def _quietest(self, end: int) -> int:
-        """The middle of the quietest fifth of a second before ``end``."""
-        start = end - self._SEARCH
+    def _quietest(self, start: int, end: int) -> int:
+        """The middle of the quietest fifth of a second of [start, end), which is a whole number of them."""
         energy = np.square(self._history.take(start, end)).reshape(-1, self._FRAME).sum(axis=1)
         return start + int(energy.argmin()) * self._FRAME + self._FRAME // 2
 
     def _put(self, end: int) -> None:
-        self._output.put(self._history.take(self._cut, end), [Piece(self._cut, end - self._cut)])
+        third = (end - self._cut) // 3 // self._FRAME * self._FRAME
+        middle = self._quietest(self._cut + third, self._cut + 2 * third) - self._cut if third else 0
+        self._output.put(self._history.take(self._cut, end), [Piece(self._cut, end - self._cut)], cut=middle)
         self._cut = end
         self._history.forget(end)
 

@@ -1,33 +1,155 @@
-"""The quality gate: is what the model wrote plausible, and if not, how to try again (Radford et al. 2022, section 4.5)."""
+"""How much of its 30-second window the encoder gets to see, and whether what came of it can be believed.
+
+Whisper's encoder takes fewer frames than the 3000 it was trained with, and its work shrinks with them. A row is first tried
+with its own length and a margin of silence; a result that looks wrong is tried again with the whole window, then, as in
+Whisper (Radford et al. 2022, section 4.5), sampled at rising temperatures. What the short context does to a model is mostly
+that it does not notice the end and says its last sentence again: :func:`judge` looks for that first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from metalscribe.engine.messages import RowDone
+from metalscribe.engine.phantoms import is_phantom
 
-TEMPERATURES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""The ladder: beam search first, then sampling, ever bolder, until the result passes."""
+FULL_CONTEXT: Final = 3000
+"""Mel frames of Whisper's window, 10 ms each."""
+
+MAX_TOKENS: Final = 224
+"""What Whisper may write for one window: half of its text context."""
 
 MAX_COMPRESSION_RATIO: Final = 2.4
 MIN_AVG_LOGPROB: Final = -1.0
 NO_SPEECH_PROB: Final = 0.6
 
+# The stricter measures for a shortened context, where a second opinion is cheap and the usual mistake is known.
+_SHORT_COMPRESSION_RATIO: Final = 2.0
+_FAST_WORDS_PER_SECOND: Final = 4.6
+_REPEATED_TOKENS: Final = 4
 
-def is_silence(result: RowDone) -> bool:
-    """The model believes that nobody speaks, and is unsure of its words: there are none."""
-    return result.no_speech_prob > NO_SPEECH_PROB and result.avg_logprob < MIN_AVG_LOGPROB
+# Slower than this nobody speaks for so long; the model has skipped something. Measured on read and on spontaneous speech:
+# readings lie between 1.8 and 3.5 words a second of voice.
+_SKIPPED_WORDS_PER_SECOND: Final = 1.0
+_SKIPPED_TOKENS_PER_SECOND: Final = 1.4
+_SKIPPED_SECONDS: Final = 6.0
+
+_PHANTOM_NO_SPEECH_PROB: Final = 0.4
+_PHANTOM_VOICED_SECONDS: Final = 0.3
 
 
-def is_plausible(result: RowDone) -> bool:
-    """Neither a repetition loop nor a wild guess, or else silence."""
-    if is_silence(result):
-        return True
-    return result.compression_ratio <= MAX_COMPRESSION_RATIO and result.avg_logprob >= MIN_AVG_LOGPROB
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A rung of the ladder: with the whole window or a shortened one, searching (temperature 0) or sampling."""
+
+    full: bool
+    temperature: float
+
+
+TEMPERATURES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Beam search first, then sampling, ever bolder, until the result passes."""
+
+
+def ladder(context: int) -> tuple[Attempt, ...]:
+    """What to try in turn with a row whose first context is ``context`` frames."""
+    short = () if context >= FULL_CONTEXT else (Attempt(full=False, temperature=0.0),)
+    return (*short, *(Attempt(full=True, temperature=temperature) for temperature in TEMPERATURES))
+
+
+def context_frames(samples: int, margin: float | None) -> int:
+    """Frames for a row of ``samples`` at 16 kHz, with ``margin`` seconds of silence behind it; None gives all."""
+    if margin is None:
+        return FULL_CONTEXT
+    return min(FULL_CONTEXT, -(-samples // 160) + round(100 * margin))
+
+
+def max_tokens(samples: int, attempt: Attempt) -> int:
+    """Tokens that ``samples`` at 16 kHz can possibly hold.
+
+    With a shortened context a loop is cut off early, after 12 tokens a second (fast English has 5); the whole window gets all
+    that Whisper allows, for languages that take several tokens a letter.
+    """
+    return MAX_TOKENS if attempt.full else min(MAX_TOKENS, 24 + 12 * samples // 16_000)
+
+
+class Verdict(StrEnum):
+    """What :func:`judge` thinks of a result."""
+
+    PLAUSIBLE = "plausible"
+    SILENCE = "silence"
+    """Nobody speaks: there is no text."""
+    PHANTOM = "phantom"
+    """A phrase that models say when nobody speaks: there is no text."""
+    LOOP = "loop"
+    UNSURE = "unsure"
+    REPEATED = "repeated"
+    """Ends with the same words twice."""
+    HASTY = "hasty"
+    """More words than anybody can say in the time."""
+    SKIPPED = "skipped"
+    """Too few words for so much voice."""
+
+    @property
+    def final(self) -> bool:
+        """Nothing better is to be had."""
+        return self in {Verdict.PLAUSIBLE, Verdict.SILENCE, Verdict.PHANTOM}
+
+    @property
+    def empty(self) -> bool:
+        """The text is not to be believed at all."""
+        return self in {Verdict.SILENCE, Verdict.PHANTOM}
+
+
+def judge(result: RowDone, attempt: Attempt, voiced: float | None) -> Verdict:
+    """Is a result plausible?
+
+    Args:
+        result: of a row.
+        attempt: how it was decoded; a shortened context is judged more strictly.
+        voiced: seconds of voice in the row, None where nobody has listened for it.
+    """
+    looping = result.truncated or result.compression_ratio > MAX_COMPRESSION_RATIO
+    unsure = result.avg_logprob < MIN_AVG_LOGPROB
+    if unsure and result.no_speech_prob > NO_SPEECH_PROB:
+        return Verdict.SILENCE
+    if looping:
+        return Verdict.LOOP
+    if unsure:
+        return Verdict.UNSURE
+    silent = result.no_speech_prob > _PHANTOM_NO_SPEECH_PROB or (
+        voiced is not None and voiced < _PHANTOM_VOICED_SECONDS
+    )
+    if silent and is_phantom(result.text):
+        return Verdict.PHANTOM
+    if not attempt.full:
+        if result.compression_ratio > _SHORT_COMPRESSION_RATIO or ends_twice(result.tokens):
+            return Verdict.REPEATED
+        if voiced is not None and len(result.text.split()) > 2 + _FAST_WORDS_PER_SECOND * voiced:
+            return Verdict.HASTY
+    if voiced is not None and voiced >= _SKIPPED_SECONDS and _is_sparse(result, voiced):
+        return Verdict.SKIPPED
+    return Verdict.PLAUSIBLE
+
+
+def _is_sparse(result: RowDone, voiced: float) -> bool:
+    """Both measures: languages without spaces have few words, languages that are rare in training many tokens."""
+    words = len(result.text.split())
+    return words < _SKIPPED_WORDS_PER_SECOND * voiced and len(result.tokens) < _SKIPPED_TOKENS_PER_SECOND * voiced
+
+
+def ends_twice(tokens: Sequence[int]) -> bool:
+    """Whether the last four tokens or more stand twice in a row at the end."""
+    return any(
+        tokens[-length:] == tokens[-2 * length : -length] for length in range(_REPEATED_TOKENS, len(tokens) // 2 + 1)
+    )
 
 
 def best_of(results: Sequence[RowDone]) -> RowDone:
     """The least bad of several implausible results: likeliest of those that do not loop, else likeliest of all."""
-    sound = [result for result in results if result.compression_ratio <= MAX_COMPRESSION_RATIO]
+    sound = [
+        result for result in results if result.compression_ratio <= MAX_COMPRESSION_RATIO and not result.truncated
+    ]
     return max(sound or results, key=lambda result: result.avg_logprob)

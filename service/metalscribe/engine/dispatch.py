@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import os
 import time
@@ -13,6 +14,7 @@ from typing import Final
 import structlog
 
 from metalscribe.channel import ChannelClosed
+from metalscribe.engine.context import FULL_CONTEXT
 from metalscribe.engine.interface import ModelState
 from metalscribe.engine.lifecycle import ModelProcess, ModelProcessOptions
 from metalscribe.engine.messages import (
@@ -24,17 +26,31 @@ from metalscribe.engine.messages import (
     DecodeOptions,
     FromModel,
     OpenSource,
+    Prepare,
     Row,
     RowDone,
+    Search,
 )
-from metalscribe.engine.scheduler import Scheduler, Ticket, WaitingRow
+from metalscribe.engine.metrics import EngineMetrics
+from metalscribe.engine.scheduler import BatchLimits, Scheduler, Ticket, WaitingRow
 from metalscribe.errors import EngineFailed, ModelUnavailable, ShuttingDown, TryLater
 from metalscribe.media.pcm import SAMPLE_RATE
 
 _MAX_ATTEMPTS: Final = 2
-_BATCH_SIZES: Final = {"cpu": 8, "cuda": 16}
+_LIMITS: Final = {
+    # On a processor a batch is hardly faster than its rows one after another, but it keeps whoever comes next waiting: no
+    # longer than one full window. On a GPU rows are nearly free, up to a point.
+    "cpu": BatchLimits(rows=8, frames=FULL_CONTEXT, step=100),
+    "cuda": BatchLimits(rows=16, frames=16 * FULL_CONTEXT, step=500),
+}
 _DEPTH: Final = {"cpu": 1, "cuda": 2}
 """Batches inside the process: on a GPU the next one's features are made while this one runs."""
+
+_AHEAD: Final = 8
+"""Rows whose features are computed before their batch."""
+
+_FIRST_RATE: Final = 10.0
+"""Audio seconds per second that the model is taken to decode before it has shown what it can."""
 
 _OVERDUE_SECONDS: Final = 60.0
 
@@ -58,6 +74,7 @@ class _Running:
 
     rows: dict[int, WaitingRow]
     size: int
+    context: int
     sent: float
     deadline: float
     seconds: float
@@ -75,12 +92,13 @@ class Dispatcher:
 
     Args:
         options: of the process.
-        batch_size: rows per batch; 0 chooses by device.
+        batch_size: rows per batch at most; 0 chooses by device.
         load_timeout_secs: how long rows wait for the model.
     """
 
     def __init__(self, options: ModelProcessOptions, *, batch_size: int = 0, load_timeout_secs: float = 600.0) -> None:
         self._batch_size = batch_size
+        self._shrunk: BatchLimits | None = None
         self._load_timeout = load_timeout_secs
         self._scheduler = Scheduler(time.monotonic)
         self._ids = itertools.count(1)
@@ -88,6 +106,7 @@ class Dispatcher:
         self._running: dict[int, _Running] = {}
         self._sources: dict[int, _Source] = {}
         self._wake = asyncio.Event()
+        self._announced: set[int] = set()
         self._rate = 0.0
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -162,7 +181,17 @@ class Dispatcher:
                 return  # unmapped with its process
 
     async def decode(
-        self, *, source: int, start: int, length: int, language: str | None, options: DecodeOptions, ticket: Ticket
+        self,
+        *,
+        source: int,
+        start: int,
+        length: int,
+        language: str | None,
+        options: DecodeOptions,
+        search: Search,
+        context: int,
+        max_tokens: int,
+        ticket: Ticket,
     ) -> Outcome:
         """Queue samples [start, start + length) of a source and wait for what they say; cancelling takes them out again.
 
@@ -173,8 +202,8 @@ class Dispatcher:
         """
         if self._closed:
             raise ShuttingDown(_CLOSING)
-        row = Row(next(self._ids), source, start, length, language)
-        waiting = WaitingRow(row, options, ticket, length / SAMPLE_RATE, time.monotonic())
+        row = Row(next(self._ids), source, start, length, language, options, max_tokens)
+        waiting = WaitingRow(row, search, context, ticket, length / SAMPLE_RATE, time.monotonic())
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[row.row] = future
         self._scheduler.add(waiting)
@@ -188,7 +217,8 @@ class Dispatcher:
 
     async def _cancel(self, row: int) -> None:
         self._scheduler.remove([row])
-        if any(row in batch.rows for batch in self._running.values()):
+        if row in self._announced or any(row in batch.rows for batch in self._running.values()):
+            self._announced.discard(row)
             try:
                 await self.model.send(Cancel([row]))
             except ChannelClosed:
@@ -211,6 +241,7 @@ class Dispatcher:
             while len(self._scheduler) and len(self._running) < _DEPTH[self._device]:
                 if not await self._send_batch():
                     break
+            await self._announce()
 
     def _dispatcher_ended(self, task: asyncio.Task[None]) -> None:
         """A defect must neither pass in silence nor leave callers waiting."""
@@ -243,32 +274,61 @@ class Dispatcher:
 
     async def _send_batch(self) -> bool:
         """Hand the next batch over; False where the process did not take it."""
-        rows = self._scheduler.take(self._limit)
+        rows, context = self._scheduler.take(self.limits, self._rate or _FIRST_RATE)
         batch = next(self._ids)
         now = time.monotonic()
         running = _Running(
             {row.row.row: row for row in rows},
             len(rows),
+            context,
             now,
             now + self._patience(len(rows)),
             sum(row.seconds for row in rows),
         )
         self._running[batch] = running
+        self.metrics.batch_rows.observe(len(rows))
+        for row in rows:
+            self.metrics.queue_seconds.observe(now - row.since)
+            self.metrics.batch_context_seconds.observe(context / 100)
+        self._announced.difference_update(running.rows)
         try:
             for source in {row.row.source for row in rows}:
                 await self._introduce(source)
-            await self.model.send(Batch(batch, rows[0].options, [row.row for row in rows]))
+            await self.model.send(Batch(batch, rows[0].search, context, [row.row for row in rows]))
         except ChannelClosed:
             # The process is gone: its end has queued the rows again, or is about to be noticed.
             if self._running.pop(batch, None) is not None:
                 self._put_back(running)
             return False
         except ValueError as error:
-            # Too large for a message: a prompt beyond reason.
+            # Too large for a message: prompts beyond reason, of one row or of all together.
             self._running.pop(batch, None)
-            for row in rows:
-                self._fail(row.row.row, EngineFailed(f"the request cannot be handed to the model: {error}"))
+            if len(rows) > 1:
+                for row in rows:
+                    row.alone = True
+                self._put_back(running)
+            else:
+                self._fail(rows[0].row.row, EngineFailed(f"the request cannot be handed to the model: {error}"))
         return True
+
+    async def _announce(self) -> None:
+        """Tell the process which rows are likely to come next, so that it has their features ready."""
+        if not self.model.serving:
+            return
+        soon = [
+            waiting
+            for waiting in self._scheduler.next(_AHEAD, self._rate or _FIRST_RATE)
+            if waiting.row.row not in self._announced and not waiting.alone
+        ]
+        try:
+            for waiting in soon:
+                self._announced.add(waiting.row.row)
+                await self._introduce(waiting.row.source)
+                await self.model.send(Prepare([waiting.row]))
+        except ChannelClosed:
+            return  # whoever comes next computes its features when it is decoded
+        except ValueError:
+            return  # too large for a message; said when it is its turn
 
     async def _introduce(self, source: int) -> None:
         known = self._sources.get(source)
@@ -281,13 +341,18 @@ class Dispatcher:
         return self.model.loaded.device if self.model.loaded else "cpu"
 
     @property
-    def _limit(self) -> int:
-        return self._batch_size or _BATCH_SIZES[self._device]
+    def chunks_ahead(self) -> int:
+        """How many chunks of one recording may be decoded and wait: what batches want, and some to choose from."""
+        limits = self.limits
+        return max(6, 2 * min(limits.rows, limits.frames // FULL_CONTEXT))
 
     @property
-    def batch_limit(self) -> int:
-        """Rows per batch at present."""
-        return self._limit
+    def limits(self) -> BatchLimits:
+        """Of a batch, at present."""
+        if self._shrunk is not None:
+            return self._shrunk
+        limits = _LIMITS[self._device]
+        return dataclasses.replace(limits, rows=self._batch_size) if self._batch_size else limits
 
     def _patience(self, rows: int) -> float:
         """When a batch counts as hung: far beyond what the warm-up says it can take on this machine."""
@@ -307,7 +372,8 @@ class Dispatcher:
                 for batch in self._running.values():
                     if (waiting := batch.rows.pop(row, None)) is not None:
                         self._settle(waiting, message, batch)
-            case BatchDone(batch=number):
+            case BatchDone(batch=number, model_seconds=model_seconds):
+                self.metrics.model_seconds.inc(model_seconds)
                 self._batch_done(number)
             case BatchFailed(batch=number, detail=detail, out_of_memory=out_of_memory):
                 self._batch_failed(number, detail, out_of_memory=out_of_memory)
@@ -321,7 +387,9 @@ class Dispatcher:
     def _batch_done(self, number: int) -> None:
         batch = self._running.pop(number, None)
         if batch is not None:
-            rate = batch.seconds / max(1e-3, time.monotonic() - batch.sent)
+            took = time.monotonic() - batch.sent
+            self.metrics.batch_seconds.observe(took)
+            rate = batch.seconds / max(1e-3, took)
             self._rate = rate if not self._rate else 0.8 * self._rate + 0.2 * rate
             self._queue_again(batch, "no answer")  # rows that were cancelled, and no others
         self.model.worked()
@@ -331,8 +399,10 @@ class Dispatcher:
         batch = self._running.pop(number, None)
         if batch is not None:
             if out_of_memory and batch.size > 1:
-                self._batch_size = batch.size // 2
-                _log.warning("batch size halved", batch_size=self._batch_size, reason=detail)
+                rows = batch.size // 2
+                self._shrunk = dataclasses.replace(self.limits, rows=rows, frames=rows * batch.context)
+                self.metrics.halvings.inc()
+                _log.warning("batch size halved", rows=rows, frames=rows * batch.context, reason=detail)
                 self._put_back(batch)
             else:
                 _log.error("batch failed", rows=batch.size, reason=detail)
@@ -348,6 +418,7 @@ class Dispatcher:
                 else:
                     self._queue_again(batch, self.model.detail)
             self._running.clear()
+            self._announced.clear()
         self._wake.set()
 
     def _put_back(self, batch: _Running) -> None:
@@ -360,6 +431,7 @@ class Dispatcher:
         """Queue rows again, one of which may be to blame."""
         for waiting in batch.rows.values():
             waiting.attempts += 1
+            waiting.alone = True
             if waiting.attempts >= _MAX_ATTEMPTS:
                 self._fail(waiting.row.row, EngineFailed(f"the model failed on this recording twice: {reason}"))
             elif waiting.row.row in self._futures:

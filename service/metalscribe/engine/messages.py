@@ -28,44 +28,66 @@ class CloseSource(msgspec.Struct, frozen=True, tag="close"):
 
 
 class DecodeOptions(msgspec.Struct, frozen=True):
-    """How to decode; rows of one batch share them.
+    """What a row is to become; rows of one batch may differ in all of it.
 
     Attributes:
         task: ``transcribe`` or ``translate``.
-        beam_size: hypotheses kept at temperature 0.
-        temperature: above 0 samples instead of searching, with ``best_of`` candidates.
         words: align the words with the audio.
-        timestamps: let the model write time stamps between its phrases.
         prompt, hotwords: text before the audio.
         previous: tokens of the text before, in place of ``prompt``.
     """
 
     task: str = "transcribe"
-    beam_size: int = 5
-    temperature: float = 0.0
-    best_of: int = 5
     words: bool = False
-    timestamps: bool = False
     prompt: str | None = None
     hotwords: str | None = None
     previous: tuple[int, ...] = ()
 
 
+class Search(msgspec.Struct, frozen=True):
+    """How to look for the text; CTranslate2 takes it per call, so rows of one batch share it.
+
+    Attributes:
+        beam_size: hypotheses kept at temperature 0.
+        temperature: above 0 samples instead of searching, with ``best_of`` candidates.
+        timestamps: let the model write time stamps between its phrases.
+    """
+
+    beam_size: int = 5
+    temperature: float = 0.0
+    best_of: int = 5
+    timestamps: bool = False
+
+
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """Samples [start, start + length) of a source, at most 30 seconds; ``language`` None is detected."""
+    """Samples [start, start + length) of a source, at most 30 seconds.
+
+    Attributes:
+        language: code, None to detect it.
+        max_tokens: after so many the row is given up as a loop.
+    """
 
     row: int
     source: int
     start: int
     length: int
     language: str | None
+    options: DecodeOptions
+    max_tokens: int
+
+
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """These rows will be in a batch soon: compute what can be computed before."""
+
+    rows: list[Row]
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
-    """Decode these rows together."""
+    """Decode these rows together, with ``context`` mel frames (10 ms each) in the encoder."""
 
     batch: int
-    options: DecodeOptions
+    search: Search
+    context: int
     rows: list[Row]
 
 
@@ -75,7 +97,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     rows: list[int]
 
 
-ToModel = Load | OpenSource | CloseSource | Batch | Cancel
+ToModel = Load | OpenSource | CloseSource | Prepare | Batch | Cancel
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
@@ -125,6 +147,7 @@ class RowDone(msgspec.Struct, frozen=True, tag="row"):
         phrases: the text by the model's own time stamps, if they were asked for.
         context: tokens of the complete phrases with their time stamps: what the next window is conditioned on.
         advance: seconds after which the next window should begin; the row's length where the model finished it.
+        truncated: the text was cut off after ``max_tokens``.
         avg_logprob: mean log-probability of the tokens.
         compression_ratio: bytes of the text over bytes of its zlib compression.
         words: empty unless asked for.
@@ -142,6 +165,7 @@ class RowDone(msgspec.Struct, frozen=True, tag="row"):
     phrases: list[Phrase] = []
     context: list[int] = []
     advance: float = 0.0
+    truncated: bool = False
 
 
 class BatchDone(msgspec.Struct, frozen=True, tag="batch_done"):

@@ -6,9 +6,10 @@ process imports this module: it loads CTranslate2 and with it, on a GPU, a CUDA 
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,15 +20,12 @@ from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_suppressed_tokens, merge_punctuations
 from numpy.typing import NDArray
 
+from metalscribe.engine.context import MAX_TOKENS
 from metalscribe.engine.cuda import load_cublas
-from metalscribe.engine.messages import AlignedWord, DecodeOptions, Phrase, RowDone
+from metalscribe.engine.messages import AlignedWord, DecodeOptions, Phrase, RowDone, Search
 from metalscribe.engine.phrases import split_by_stamps, with_stamps
 
-FRAMES: Final = 3000
-"""Mel frames of Whisper's 30-second window, 10 ms each."""
-
-_SAMPLE_RATE: Final = 16_000
-_SAMPLES_PER_FRAME: Final = 160
+_FRAMES_PER_SECOND: Final = 100
 
 # Best first; int8 halves the memory and costs less than 0.1 points of word error rate.
 _PREFERENCE: Final = {
@@ -40,6 +38,7 @@ _PREPENDED: Final = "\"'“¿([{-"
 _APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
 
 _Samples = NDArray[np.float32]
+_Features = NDArray[np.float32]
 
 
 def choose_device(wanted: str) -> str:
@@ -67,11 +66,21 @@ def choose_compute_type(wanted: str, device: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One row of a batch: samples float32[n] at 16 kHz, at most 30 seconds; ``language`` None is detected."""
+    """A row as the model takes it.
+
+    Attributes:
+        features: float32[n_mels, frames] from :meth:`SpeechModel.features`.
+        seconds: length of the samples.
+        language: code, None to detect it.
+        max_tokens: after so many the text is cut off.
+    """
 
     row: int
-    samples: _Samples
+    features: _Features
+    seconds: float
     language: str | None
+    options: DecodeOptions
+    max_tokens: int = MAX_TOKENS
 
 
 class SpeechModel:
@@ -82,6 +91,9 @@ class SpeechModel:
         device: auto, cuda or cpu.
         compute_type: auto or one of CTranslate2's.
         cpu_threads: 0 takes all cores.
+
+    Attributes:
+        seconds_in_model: wall time spent inside CTranslate2.
 
     Raises:
         RuntimeError: CTranslate2's own words, for example of memory that is not there.
@@ -96,38 +108,56 @@ class SpeechModel:
             path, device=self.device, compute_type=self.compute_type, cpu_threads=cpu_threads, local_files_only=True
         )
         self._model = self._whisper.model
+        self._tokenizers: dict[tuple[str, str], Tokenizer] = {}
+        self._suppressed = get_suppressed_tokens(self._tokenizer("en", "transcribe"), [-1])
+        self._eot = int(self._whisper.hf_tokenizer.token_to_id("<|endoftext|>"))
         self.seconds_in_model = 0.0
 
+    def features(self, samples: _Samples) -> _Features:
+        """float32[n] samples at 16 kHz to their log-mel spectrogram, float32[n_mels, ceil(n / 160)]."""
+        return np.asarray(self._whisper.feature_extractor(samples)[..., :-1], np.float32)
+
     def decode(
-        self, clips: Sequence[Clip], options: DecodeOptions, wanted: Callable[[int], bool] = lambda _: True
-    ) -> list[RowDone]:
+        self,
+        clips: Sequence[Clip],
+        search: Search,
+        context: int,
+        *,
+        wanted: Callable[[int], bool] = lambda _: True,
+    ) -> Iterator[RowDone]:
         """Transcribe clips together.
 
-        Args:
-            clips: the rows.
-            options: shared by all rows.
-            wanted: asked between encoding and decoding; False for all rows ends the work there.
+        Rows whose prompts have the same length share a call: CTranslate2 wants the text to begin at one position in all rows.
 
-        Returns:
-            a result per clip; an empty list when none was wanted any more.
+        Args:
+            clips: the rows; language, task and prompt may differ.
+            search: how to look for the text.
+            context: frames that the encoder gets, at least those of the longest clip; the rest is silence.
+            wanted: asked between encoding and decoding; where it is False for all rows of a call, the work ends there.
+
+        Yields:
+            a result per clip that was still wanted, as calls finish.
         """
-        encoded = self._timed(self._encode, [clip.samples for clip in clips])
+        calls: dict[int, list[Clip]] = {}
+        for clip in clips:
+            calls.setdefault(len(self._before(clip.options)), []).append(clip)
+        for together in calls.values():
+            yield from self._decode_together(together, search, context, wanted)
+
+    def _decode_together(
+        self, clips: Sequence[Clip], search: Search, context: int, wanted: Callable[[int], bool]
+    ) -> Iterator[RowDone]:
+        encoded = self._timed(self._encode, clips, context)
         if not any(wanted(clip.row) for clip in clips):
-            return []
+            return
         languages = self._languages(encoded, clips)
-        results = self._timed(self._generate, encoded, [language for language, _ in languages], options)
+        results = self._timed(self._generate, encoded, clips, languages, search)
         tokens = [[token for token in result.sequences_ids[0] if token < self._eot] for result in results]
-        words = (
-            self._timed(self._align, encoded, clips, languages, tokens, options.task)
-            if options.words
-            else [[] for _ in clips]
-        )
-        return [
-            self._row(clip, language, result, text_tokens, row_words, options)
-            for clip, language, result, text_tokens, row_words in zip(
-                clips, languages, results, tokens, words, strict=True
-            )
-        ]
+        words = self._timed(self._align, encoded, clips, languages, tokens)
+        for clip, language, result, text_tokens, row_words in zip(
+            clips, languages, results, tokens, words, strict=True
+        ):
+            yield self._row(clip, language, result, text_tokens, row_words, search)
 
     def _timed(self, work: Callable[..., Any], *arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -136,11 +166,11 @@ class SpeechModel:
         finally:
             self.seconds_in_model += time.perf_counter() - begin
 
-    def _encode(self, audio: list[_Samples]) -> ctranslate2.StorageView:
-        features = np.zeros((len(audio), self._whisper.feature_extractor.mel_filters.shape[0], FRAMES), np.float32)
-        for row, samples in enumerate(audio):
-            mel = self._whisper.feature_extractor(samples)[..., :-1][..., :FRAMES]
-            features[row, :, : mel.shape[-1]] = mel
+    def _encode(self, clips: Sequence[Clip], context: int) -> ctranslate2.StorageView:
+        features = np.zeros((len(clips), clips[0].features.shape[0], context), np.float32)
+        for row, clip in enumerate(clips):
+            frames = min(context, clip.features.shape[-1])
+            features[row, :, :frames] = clip.features[:, :frames]
         return self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=False)
 
     def _languages(self, encoded: ctranslate2.StorageView, clips: Sequence[Clip]) -> list[tuple[str, float]]:
@@ -156,31 +186,40 @@ class SpeechModel:
         ]
 
     def _generate(
-        self, encoded: ctranslate2.StorageView, languages: Sequence[str], options: DecodeOptions
+        self,
+        encoded: ctranslate2.StorageView,
+        clips: Sequence[Clip],
+        languages: Sequence[tuple[str, float]],
+        search: Search,
     ) -> list[ctranslate2.models.WhisperGenerationResult]:
-        prompts = [self._prompt(self._tokenizer(language, options.task), options) for language in languages]
-        search: dict[str, Any] = {"beam_size": options.beam_size}
-        if options.temperature > 0:
-            search = {
+        prompts = [
+            self._prompt(clip.options, language, search) for clip, (language, _) in zip(clips, languages, strict=True)
+        ]
+        how: dict[str, Any] = {"beam_size": search.beam_size}
+        if search.temperature > 0:
+            how = {
                 "beam_size": 1,
-                "num_hypotheses": options.best_of,
+                "num_hypotheses": search.best_of,
                 "sampling_topk": 0,
-                "sampling_temperature": options.temperature,
+                "sampling_temperature": search.temperature,
             }
+        # CTranslate2 writes at most half of max_length, and no more than what the prompt leaves of it.
+        tokens = max(clip.max_tokens for clip in clips)
         return self._model.generate(  # type: ignore[no-any-return]
             encoded,
             prompts,
-            max_length=self._whisper.max_length,
+            max_length=min(self._whisper.max_length, max(2 * tokens, len(prompts[0]) + tokens)),
             return_scores=True,
             return_no_speech_prob=True,
             suppress_blank=True,
-            suppress_tokens=get_suppressed_tokens(self._tokenizer(languages[0], options.task), [-1]),
+            suppress_tokens=self._suppressed,
             max_initial_timestamp_index=50,  # a second, as in Whisper
-            **search,
+            **how,
         )
 
-    def _prompt(self, tokenizer: Tokenizer, options: DecodeOptions) -> list[int]:
+    def _before(self, options: DecodeOptions) -> list[int]:
         """The tokens before the text: previous text and hotwords share half of the model's window, as in Whisper."""
+        tokenizer = self._tokenizer("en", options.task)
         previous = list(options.previous)
         if not previous and options.prompt:
             previous = tokenizer.encode(" " + options.prompt.strip())
@@ -189,8 +228,15 @@ class SpeechModel:
         if previous:
             hotwords = hotwords[: room // 2]
         previous = previous[-(room - len(hotwords)) :]
-        before = [tokenizer.sot_prev, *hotwords, *previous] if hotwords or previous else []
-        return [*before, *tokenizer.sot_sequence, *([] if options.timestamps else [tokenizer.no_timestamps])]
+        return [tokenizer.sot_prev, *hotwords, *previous] if hotwords or previous else []
+
+    def _prompt(self, options: DecodeOptions, language: str, search: Search) -> list[int]:
+        tokenizer = self._tokenizer(language, options.task)
+        return [
+            *self._before(options),
+            *tokenizer.sot_sequence,
+            *([] if search.timestamps else [tokenizer.no_timestamps]),
+        ]
 
     def _align(
         self,
@@ -198,18 +244,19 @@ class SpeechModel:
         clips: Sequence[Clip],
         languages: Sequence[tuple[str, float]],
         tokens: Sequence[list[int]],
-        task: str,
     ) -> list[list[AlignedWord]]:
+        """The words of those clips that want them: one call for all rows of a language and task."""
         words: list[list[AlignedWord]] = [[] for _ in clips]
-        for language in {language for language, _ in languages}:
-            rows = [row for row, (spoken, _) in enumerate(languages) if spoken == language and tokens[row]]
-            if not rows:
-                continue
+        together: dict[tuple[str, str], list[int]] = {}
+        for row, (clip, (language, _)) in enumerate(zip(clips, languages, strict=True)):
+            if clip.options.words and tokens[row]:
+                together.setdefault((language, clip.options.task), []).append(row)
+        for (language, task), rows in together.items():
             alignment = self._whisper.find_alignment(
                 self._tokenizer(language, task),
                 [tokens[row] for row in rows],
                 encoded if len(rows) == len(clips) else self._some_rows(encoded, rows),
-                [min(FRAMES, -(-clips[row].samples.size // _SAMPLES_PER_FRAME)) for row in rows],
+                [math.ceil(_FRAMES_PER_SECOND * clips[row].seconds) for row in rows],
             )
             for row, aligned in zip(rows, alignment, strict=True):
                 merge_punctuations(aligned, _PREPENDED, _APPENDED)
@@ -232,15 +279,15 @@ class SpeechModel:
         result: ctranslate2.models.WhisperGenerationResult,
         tokens: list[int],
         words: list[AlignedWord],
-        options: DecodeOptions,
+        search: Search,
     ) -> RowDone:
-        tokenizer = self._tokenizer(language[0], options.task)
+        tokenizer = self._tokenizer(language[0], clip.options.task)
         text = tokenizer.decode(tokens)
         sequence = result.sequences_ids[0]
         phrases: list[Phrase] = []
         context: list[int] = []
-        advance = length = clip.samples.size / _SAMPLE_RATE
-        if options.timestamps:
+        advance = length = clip.seconds
+        if search.timestamps:
             split, advance = split_by_stamps(sequence, tokenizer.timestamp_begin, length)
             phrases = [Phrase(start, end, tokenizer.decode(part), part) for start, end, part in split]
             context = with_stamps(split, tokenizer.timestamp_begin)
@@ -258,14 +305,15 @@ class SpeechModel:
             phrases=phrases,
             context=context,
             advance=advance,
+            truncated=len(sequence) >= clip.max_tokens,
         )
 
     def _tokenizer(self, language: str, task: str) -> Tokenizer:
-        return Tokenizer(self._whisper.hf_tokenizer, self._model.is_multilingual, task=task, language=language)
-
-    @property
-    def _eot(self) -> int:
-        return int(self._whisper.hf_tokenizer.token_to_id("<|endoftext|>"))
+        known = self._tokenizers.get((language, task))
+        if known is None:
+            known = Tokenizer(self._whisper.hf_tokenizer, self._model.is_multilingual, task=task, language=language)
+            self._tokenizers[language, task] = known
+        return known
 
 
 def compression_ratio(text: str) -> float:

@@ -7,13 +7,11 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import msgspec
-
 from metalscribe.engine.chunker import CHUNK_SAMPLES, STAGE
-from metalscribe.engine.context import TEMPERATURES, best_of, is_plausible, is_silence
 from metalscribe.engine.dispatch import Dispatcher, Outcome
-from metalscribe.engine.messages import DecodeOptions, RowDone
+from metalscribe.engine.messages import DecodeOptions, RowDone, Search
 from metalscribe.engine.scheduler import Ticket
+from metalscribe.engine.settle import Settled, Settler
 from metalscribe.engine.timeline import Timeline, place_words, segments_of
 from metalscribe.media.decode import DecoderPool
 from metalscribe.media.messages import Chunk, Decoded, Ended, Opened
@@ -23,6 +21,7 @@ from metalscribe.transcript import (
     Done,
     Event,
     LanguageDetected,
+    Latency,
     Mode,
     Progress,
     Segment,
@@ -37,6 +36,8 @@ from metalscribe.transcript import (
 _PROMPT_RESET_TEMPERATURE: Final = 0.5
 _PROMPT_TOKENS: Final = 224
 _SHORTEST_WINDOW: Final = SAMPLE_RATE // 5
+_BATCH_WEIGHT: Final = 0.1
+"""What waiting counts for where nobody waits for the answer."""
 
 
 @dataclass(slots=True)
@@ -48,22 +49,15 @@ class _Tally:
     queue: float = 0.0
     engine: float = 0.0
     chunks: int = 0
-    retries: int = 0
+    rows: int = 0
 
     def count(self, outcome: Outcome) -> None:
+        self.rows += 1
         self.queue = max(self.queue, outcome.queue_seconds)
         self.engine += outcome.engine_seconds
 
     def freeze(self) -> Statistics:
-        return Statistics(self.audio, self.speech, self.queue, self.engine, self.chunks, self.retries)
-
-
-@dataclass(frozen=True, slots=True)
-class _Settled:
-    """A row that is done, tried again as often as the gate asked."""
-
-    result: RowDone
-    temperature: float
+        return Statistics(self.audio, self.speech, self.queue, self.engine, self.chunks, self.rows - self.chunks)
 
 
 @dataclass(slots=True)
@@ -90,6 +84,7 @@ class Pipeline:
         model: str,
         language: str | None,
         beam_size: int,
+        margin: float | None,
     ) -> None:
         self._request = request
         self._pool = pool
@@ -97,42 +92,44 @@ class Pipeline:
         self._model = model
         self._language = language
         self._timed = request.segments or request.word_timestamps
-        self._options = DecodeOptions(
-            task=request.task.value,
-            beam_size=beam_size,
-            words=self._timed,
-            prompt=request.prompt,
-            hotwords=request.hotwords,
-        )
-        self._ticket = Ticket(weight=request.weight)
+        self._ticket = Ticket(weight=request.weight * (_BATCH_WEIGHT if request.latency is Latency.BATCH else 1.0))
         self._timeline = Timeline()
         self._tally = _Tally()
         self._feed = _Feed()
         self._segments: list[Segment] = []
         self._text: list[str] = []
         self._settled_language: asyncio.Future[tuple[str, float]] = asyncio.get_running_loop().create_future()
-        self._source = 0
+        self._settler = Settler(
+            dispatcher=dispatcher,
+            source=0,
+            ticket=self._ticket,
+            options=DecodeOptions(
+                task=request.task.value, words=self._timed, prompt=request.prompt, hotwords=request.hotwords
+            ),
+            search=Search(beam_size, timestamps=request.mode is Mode.ACCURATE),
+            margin=margin,
+            on_outcome=self._tally.count,
+        )
         if language is not None:
             self._settled_language.set_result((language, 1.0))
 
     async def run(self) -> AsyncGenerator[Event]:
         """The request's events; see :class:`metalscribe.engine.interface.Engine`."""
-        # Two batches of chunks: one being decoded, one being filled.
-        capacity = CHUNK_SAMPLES * max(4, 2 * self._dispatcher.batch_limit)
+        capacity = CHUNK_SAMPLES * self._dispatcher.chunks_ahead
         request = self._request
         self._dispatcher.sessions += 1
         try:
             async with self._pool.open(
                 request.path, stage=STAGE, options={"vad": request.vad}, capacity=capacity, track=request.audio_track
             ) as session:
-                self._source = self._dispatcher.open_source(session.ring, capacity)
+                source = self._settler.source = self._dispatcher.open_source(session.ring, capacity)
                 work = self._accurate(session) if request.mode is Mode.ACCURATE else self._fast(session)
                 try:
                     async for event in work:
                         yield event
                 finally:
                     await work.aclose()
-                    await self._dispatcher.close_source(self._source)
+                    await self._dispatcher.close_source(source)
         finally:
             self._dispatcher.sessions -= 1
         language, probability = self._settled_language.result() if self._settled_language.done() else ("en", 0.0)
@@ -148,13 +145,14 @@ class Pipeline:
                 task=Task(request.task),
             ),
             self._tally.freeze(),
+            tuple(self._settler.decisions),
         )
 
     # --- fast: every chunk by itself, all of them together ---
 
     async def _fast(self, session: DecodeSession) -> AsyncGenerator[Event]:
-        pending: asyncio.Queue[tuple[Chunk, asyncio.Task[_Settled]] | None] = asyncio.Queue()
-        tasks: set[asyncio.Task[_Settled]] = set()
+        pending: asyncio.Queue[tuple[Chunk, asyncio.Task[list[Settled]]] | None] = asyncio.Queue()
+        tasks: set[asyncio.Task[list[Settled]]] = set()
 
         def on_chunk(chunk: Chunk) -> None:
             task = asyncio.create_task(self._settle_chunk(chunk, first=not self._tally.chunks))
@@ -175,7 +173,7 @@ class Pipeline:
                 if not told:
                     told = True
                     yield LanguageDetected(*self._settled_language.result())
-                segments = self._stitch(chunk, settled.result)
+                segments = [segment for part in settled for segment in self._stitch(part)]
                 end = chunk.start + chunk.length
                 self._timeline.forget(end)
                 await session.release(end)
@@ -187,8 +185,8 @@ class Pipeline:
             await _end([feeding, *tasks])
 
     async def _next_or_progress(
-        self, pending: asyncio.Queue[tuple[Chunk, asyncio.Task[_Settled]] | None]
-    ) -> tuple[Chunk, asyncio.Task[_Settled]] | Progress | None:
+        self, pending: asyncio.Queue[tuple[Chunk, asyncio.Task[list[Settled]]] | None]
+    ) -> tuple[Chunk, asyncio.Task[list[Settled]]] | Progress | None:
         """The next chunk; while there is none (a long silence), now and then how far the decoder is."""
         try:
             async with asyncio.timeout(1.0):
@@ -196,30 +194,36 @@ class Pipeline:
         except TimeoutError:
             return Progress(self._feed.decoded, self._feed.duration)
 
-    async def _settle_chunk(self, chunk: Chunk, *, first: bool) -> _Settled:
+    async def _settle_chunk(self, chunk: Chunk, *, first: bool) -> list[Settled]:
         language = self._language
         if language is None and not first:
             # The first chunk tells the language; asking each chunk would let short ones guess differently.
             language = (await asyncio.shield(self._settled_language))[0]
         try:
-            settled = await self._settle(chunk.start, chunk.length, language, self._options)
+            settled = await self._settler.settle(
+                chunk.start, chunk.length, language, voiced=chunk.voiced, cut=chunk.cut
+            )
         except BaseException as error:
             if first and not self._settled_language.done():
                 self._settled_language.set_exception(error)
                 self._settled_language.exception()  # marked as seen: the pipeline meets it in this task anyway
             raise
         if not self._settled_language.done():
-            self._settled_language.set_result((settled.result.language, settled.result.language_probability))
-        self._ticket.audio_left = max(1.0, self._ticket.audio_left - chunk.length / SAMPLE_RATE)
+            self._settled_language.set_result((settled[0].result.language, settled[0].result.language_probability))
+        self._settled(chunk.length)
         return settled
 
-    def _stitch(self, chunk: Chunk, result: RowDone) -> list[Segment]:
-        if is_silence(result):
+    def _settled(self, length: int) -> None:
+        """So many samples of speech less are to be done."""
+        self._ticket.audio_left = max(1.0, self._ticket.audio_left - length / SAMPLE_RATE)
+
+    def _stitch(self, settled: Settled) -> list[Segment]:
+        if settled.empty:
             return []
-        offset = chunk.start / SAMPLE_RATE
-        words = place_words(result.words, offset, self._timeline)
-        span = self._timeline.wide_span(offset, offset + chunk.length / SAMPLE_RATE)
-        return self._accept(result, words, span)
+        offset = settled.start / SAMPLE_RATE
+        words = place_words(settled.result.words, offset, self._timeline)
+        span = self._timeline.wide_span(offset, offset + settled.length / SAMPLE_RATE)
+        return self._accept(settled.result, words, span)
 
     # --- accurate: a window that slides, each conditioned on the text before it ---
 
@@ -230,16 +234,15 @@ class Pipeline:
         try:
             while (length := await self._window(seek)) > 0:
                 language = self._settled_language.result()[0] if self._settled_language.done() else None
-                options = msgspec.structs.replace(self._options, timestamps=True, previous=previous)
-                settled = await self._settle(seek, length, language, options)
+                settled = await self._settler.once(seek, length, language, previous)
                 self._tally.chunks += 1
                 result = settled.result
                 if not self._settled_language.done():
                     self._settled_language.set_result((result.language, result.language_probability))
                 if self._tally.chunks == 1:
                     yield LanguageDetected(*self._settled_language.result())
-                segments = [] if is_silence(result) else self._stitch_window(seek, result)
-                advance = length / SAMPLE_RATE if is_silence(result) else result.advance
+                segments = [] if settled.empty else self._stitch_window(seek, result)
+                advance = length / SAMPLE_RATE if settled.empty else result.advance
                 previous = (
                     ()
                     if settled.temperature > _PROMPT_RESET_TEMPERATURE
@@ -321,26 +324,6 @@ class Pipeline:
             on_end()
             async with feed.changed:
                 feed.changed.notify_all()
-
-    async def _settle(self, start: int, length: int, language: str | None, options: DecodeOptions) -> _Settled:
-        """Decode a row, and again at higher temperatures while the gate finds the result implausible."""
-        results: list[RowDone] = []
-        for temperature in TEMPERATURES:
-            outcome = await self._dispatcher.decode(
-                source=self._source,
-                start=start,
-                length=length,
-                language=language,
-                options=msgspec.structs.replace(options, temperature=temperature),
-                ticket=self._ticket,
-            )
-            self._tally.count(outcome)
-            results.append(outcome.result)
-            language = language or outcome.result.language
-            if is_plausible(outcome.result):
-                return _Settled(outcome.result, temperature)
-            self._tally.retries += 1
-        return _Settled(best_of(results), TEMPERATURES[-1])
 
     def _accept(self, result: RowDone, words: list[Word], span: tuple[float, float]) -> list[Segment]:
         floor = self._segments[-1].end if self._segments else 0.0

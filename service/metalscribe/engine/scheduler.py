@@ -1,8 +1,9 @@
 """Which chunks the model decodes next. Pure: no clock, no process, no event loop of its own.
 
 Rows of all requests wait together. The next batch starts from the row with the highest response ratio,
-``(waited + cost) / cost`` with the audio left of its request as the cost (Hansen 1971, HRRN), and is filled with rows that can be
-decoded in the same call. A short clip therefore overtakes a long recording, and the recording's ratio grows until it is served.
+``(waited + cost) / cost`` with the time that the rest of its request will take as the cost (Hansen 1971, HRRN). A short clip
+therefore overtakes a long recording, and the recording's ratio grows until it is served. Then the batch is filled with rows
+that can be decoded in the same call.
 """
 
 from __future__ import annotations
@@ -11,14 +12,37 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from metalscribe.engine.messages import DecodeOptions, Row
+from metalscribe.engine.context import FULL_CONTEXT
+from metalscribe.engine.messages import Row, Search
 
-_MIN_COST: Final = 1.0
+_MIN_COST_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How large a batch may be.
+
+    Attributes:
+        rows: at most.
+        frames: of encoder context in all rows together; one row is always allowed. What bounds the time of a batch, and
+            with it how long whoever comes next may have to wait.
+        step: contexts are rounded up to a multiple of this many frames, so that rows of like length can share a call. What a
+            row's context is depends on the row alone, and so does its text: it is the same in any company.
+    """
+
+    rows: int
+    frames: int
+    step: int
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request in the scheduler's eyes; ``audio_left`` in seconds, kept current by its pipeline."""
+    """A request in the scheduler's eyes.
+
+    Attributes:
+        weight: 2.0 is served as if it had waited twice as long.
+        audio_left: seconds, kept current by its pipeline.
+    """
 
     weight: float = 1.0
     audio_left: float = 30.0
@@ -29,25 +53,25 @@ class WaitingRow:
     """A row in the queue.
 
     Attributes:
+        search: how it is to be decoded; rows of a batch share it.
+        context: encoder frames that it needs.
         since: when it was queued, in the clock's seconds.
         attempts: how many batches it was in when the process died.
+        alone: a suspect is decoded by itself, so that it takes no other row down with it.
     """
 
     row: Row
-    options: DecodeOptions
+    search: Search
+    context: int
     ticket: Ticket
     seconds: float
     since: float
     attempts: int = field(default=0)
+    alone: bool = field(default=False)
 
-    @property
-    def alone(self) -> bool:
-        """A suspect is decoded by itself, so that it takes no other row down with it."""
-        return self.attempts > 0
-
-    def response_ratio(self, now: float) -> float:
-        """How much waiting hurts this row's request, against its size."""
-        cost = max(_MIN_COST, self.ticket.audio_left)
+    def response_ratio(self, now: float, rate: float) -> float:
+        """How much waiting hurts this row's request, against its size; ``rate`` in audio seconds a second."""
+        cost = max(_MIN_COST_SECONDS, self.ticket.audio_left / rate)
         return (max(0.0, now - self.since) * self.ticket.weight + cost) / cost
 
 
@@ -87,18 +111,45 @@ class Scheduler:
         self._rows = [waiting for waiting in self._rows if waiting.since >= limit]
         return late
 
-    def take(self, limit: int) -> list[WaitingRow]:
-        """The next batch, at most ``limit`` rows with the same options, most urgent first; empty when nothing waits."""
-        now = self._clock()
-        # A stable sort: rows of one request keep their order.
-        urgent = sorted(self._rows, key=lambda waiting: waiting.response_ratio(now), reverse=True)
+    def next(self, count: int, rate: float) -> list[WaitingRow]:
+        """The most urgent rows as things stand, without taking them."""
+        return self._by_urgency(rate)[:count]
+
+    def take(self, limits: BatchLimits, rate: float) -> tuple[list[WaitingRow], int]:
+        """The next batch, most urgent first, and its context in frames; empty when nothing waits.
+
+        Args:
+            limits: of the batch.
+            rate: audio seconds that the model decodes in a second, roughly; what makes seconds of audio comparable with
+                seconds of waiting.
+        """
+        urgent = self._by_urgency(rate)
         if not urgent:
-            return []
+            return [], 0
         first = urgent[0]
-        if first.alone:
-            batch = [first]
-        else:
-            batch = [row for row in urgent if row.options == first.options and not row.alone][:limit]
+        context = _rounded(first.context, limits.step)
+        limit = 1 if first.alone else max(1, min(limits.rows, limits.frames // context))
+        batch = [
+            waiting
+            for waiting in urgent
+            if waiting is first
+            or (
+                not waiting.alone
+                and waiting.search == first.search
+                and _rounded(waiting.context, limits.step) == context
+            )
+        ][:limit]
         chosen = {id(waiting) for waiting in batch}
         self._rows = [waiting for waiting in self._rows if id(waiting) not in chosen]
-        return batch
+        return batch, context
+
+    def _by_urgency(self, rate: float) -> list[WaitingRow]:
+        now = self._clock()
+        # Among equals the request that is done soonest; a stable sort, so that rows of one request keep their order.
+        return sorted(
+            self._rows, key=lambda waiting: (-waiting.response_ratio(now, rate), waiting.ticket.audio_left)
+        )
+
+
+def _rounded(context: int, step: int) -> int:
+    return min(FULL_CONTEXT, -(-context // step) * step)

@@ -15,12 +15,14 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metalscribe.channel import Channel, ChannelClosed
+from metalscribe.engine.context import FULL_CONTEXT, MAX_TOKENS
 from metalscribe.engine.messages import (
     Batch,
     BatchDone,
@@ -34,9 +36,13 @@ from metalscribe.engine.messages import (
     Loaded,
     LoadFailed,
     OpenSource,
+    Prepare,
+    Row,
+    Search,
     ToModel,
 )
 from metalscribe.engine.model import Clip, SpeechModel
+from metalscribe.media.pcm import SAMPLE_RATE
 
 HEARTBEAT_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 1.0
@@ -46,12 +52,18 @@ _Samples = NDArray[np.float32]
 
 
 class Worker:
-    """Reads messages on one thread, runs batches on another (the main one), tells that it lives on a third."""
+    """Reads messages on one thread, computes features ahead on another, runs batches on the main one, tells that it lives
+    on the last.
+
+    CTranslate2 releases Python's lock, so features of what comes next are computed while it works.
+    """
 
     def __init__(self, channel: Channel[ToModel]) -> None:
         self._channel = channel
         self._sending = threading.Lock()
         self._batches: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self._announced: queue.SimpleQueue[tuple[Row, Future[_Samples | None]]] = queue.SimpleQueue()
+        self._prepared: dict[int, Future[_Samples | None]] = {}
         self._sources: dict[int, tuple[_Samples, int]] = {}
         self._cancelled: dict[int, None] = {}
 
@@ -65,6 +77,7 @@ class Worker:
         if model is None:
             return
         threading.Thread(target=self._listen, daemon=True, name="listen").start()
+        threading.Thread(target=self._prepare, args=[model], daemon=True, name="prepare").start()
         while True:
             try:
                 batch = self._batches.get(timeout=_PAUSE_SECONDS)
@@ -82,7 +95,9 @@ class Worker:
             )
             loaded = time.perf_counter()
             # The first batch pays for what is set up late (CUDA kernels, memory pools): pay it here.
-            model.decode([Clip(0, np.zeros(16_000, np.float32), "en")], DecodeOptions(words=True))
+            silence = Clip(0, model.features(np.zeros(16_000, np.float32)), 1.0, "en", DecodeOptions(words=True), MAX_TOKENS)
+            for _ in model.decode([silence], Search(), FULL_CONTEXT):
+                pass
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             self._send(LoadFailed(str(error) or type(error).__name__, _is_out_of_memory(error)))
             return None
@@ -93,12 +108,8 @@ class Worker:
         begin = time.perf_counter()
         model.seconds_in_model = 0.0
         try:
-            clips = [
-                Clip(row.row, samples, row.language)
-                for row in batch.rows
-                if self._wanted(row.row) and (samples := self._samples(row.source, row.start, row.length)) is not None
-            ]
-            for result in model.decode(clips, batch.options, self._wanted) if clips else []:
+            clips = [clip for row in batch.rows if (clip := self._clip(model, row)) is not None]
+            for result in model.decode(clips, batch.search, batch.context, wanted=self._wanted):
                 self._send(result)
         except (RuntimeError, ValueError, MemoryError) as error:
             if model.device == "cuda" and isinstance(error, RuntimeError) and not _is_out_of_memory(error):
@@ -107,6 +118,32 @@ class Worker:
             self._send(BatchFailed(batch.batch, f"{type(error).__name__}: {error}"[:2000], _is_out_of_memory(error)))
             return
         self._send(BatchDone(batch.batch, time.perf_counter() - begin, model.seconds_in_model))
+
+    def _clip(self, model: SpeechModel, row: Row) -> Clip | None:
+        """A row with its features, computed ahead or now; None where nobody wants it or its source is gone."""
+        ahead = self._prepared.pop(row.row, None)
+        if not self._wanted(row.row):
+            return None
+        # Not begun yet: then it is not waited for.
+        features = self._features(model, row) if ahead is None or ahead.cancel() else ahead.result()
+        if features is None:
+            return None
+        return Clip(row.row, features, row.length / SAMPLE_RATE, row.language, row.options, row.max_tokens)
+
+    def _prepare(self, model: SpeechModel) -> None:
+        """Compute features of announced rows, in the order of their announcement, as long as somebody wants them."""
+        while True:
+            row, future = self._announced.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._features(model, row))
+            except (ValueError, MemoryError) as error:
+                future.set_exception(error)
+
+    def _features(self, model: SpeechModel, row: Row) -> _Samples | None:
+        samples = self._samples(row.source, row.start, row.length)
+        return None if samples is None else model.features(samples)
 
     def _wanted(self, row: int) -> bool:
         return row not in self._cancelled
@@ -128,6 +165,10 @@ class Worker:
                 match message:
                     case Batch():
                         self._batches.put(message)
+                    case Prepare(rows=rows):
+                        for row in rows:
+                            self._prepared[row.row] = future = Future()
+                            self._announced.put((row, future))
                     case OpenSource(source=source, capacity=capacity):
                         shared = mmap.mmap(descriptors[0], capacity * 4, prot=mmap.PROT_READ)
                         os.close(descriptors[0])
@@ -136,6 +177,9 @@ class Worker:
                         self._sources.pop(source, None)
                     case Cancel(rows=rows):
                         self._cancelled.update(dict.fromkeys(rows))
+                        for cancelled in rows:
+                            if (ahead := self._prepared.pop(cancelled, None)) is not None:
+                                ahead.cancel()
                         while len(self._cancelled) > _REMEMBERED:
                             self._cancelled.pop(next(iter(self._cancelled)))
         except ChannelClosed:

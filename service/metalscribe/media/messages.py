@@ -94,11 +94,19 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
-    """Samples ``[start, start + length)`` of the ring's endless axis are ready; ``pieces`` say where they come from."""
+    """Samples ``[start, start + length)`` of the ring's endless axis are ready.
+
+    Attributes:
+        pieces: where they come from.
+        voiced: seconds of voice among them; None where nobody listened for it.
+        cut: where they are best cut in two, in samples from their start; 0 where nobody knows.
+    """
 
     start: int
     length: int
     pieces: list[Piece]
+    voiced: float | None = None
+    cut: int = 0
 
 
 class Decoded(msgspec.Struct, frozen=True, tag="decoded"):

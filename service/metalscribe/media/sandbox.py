@@ -54,8 +54,10 @@ _SIGN_OF_LIFE: Final = 16 * BLOCK
 class Output(Protocol):
     """Where a stage puts its samples."""
 
-    def put(self, samples: NDArray[np.float32], pieces: list[Piece]) -> None:
-        """Hand on a chunk, float32[n]; waits while the ring is full."""
+    def put(
+        self, samples: NDArray[np.float32], pieces: list[Piece], *, voiced: float | None = None, cut: int = 0
+    ) -> None:
+        """Hand on a chunk, float32[n]; waits while the ring is full. See :class:`metalscribe.media.messages.Chunk`."""
 
 
 class Stage(Protocol):
@@ -101,7 +103,9 @@ class _RingOutput:
         self._end = 0
         self._released = 0
 
-    def put(self, samples: NDArray[np.float32], pieces: list[Piece]) -> None:
+    def put(
+        self, samples: NDArray[np.float32], pieces: list[Piece], *, voiced: float | None = None, cut: int = 0
+    ) -> None:
         if samples.size > self._capacity:
             raise ValueError(f"a chunk of {samples.size} samples does not fit a ring of {self._capacity}")
         self._make_room(samples.size)
@@ -109,7 +113,7 @@ class _RingOutput:
         first = min(samples.size, self._capacity - start)
         self._ring[start : start + first] = samples[:first]
         self._ring[: samples.size - first] = samples[first:]
-        self._channel.send(Chunk(self._end, samples.size, pieces))
+        self._channel.send(Chunk(self._end, samples.size, pieces, voiced, cut))
         self._end += samples.size
 
     def _make_room(self, wanted: int) -> None:
