@@ -97,6 +97,7 @@ class TranscriptionRequest:
         word_timestamps: keep the words' times in the segments; implies ``segments``.
         audio_track: which audio stream of the container, from 0.
         name: what to call the recording in messages and logs; never a path.
+        model: which of the models that are served, by its card's name; None for the default one.
         weight: share of the machine against other requests; 2.0 gets served as if it had waited twice as long.
     """
 
@@ -111,6 +112,7 @@ class TranscriptionRequest:
     word_timestamps: bool = False
     audio_track: int = 0
     name: str = "audio"
+    model: str | None = None
     weight: float = 1.0
 
 
