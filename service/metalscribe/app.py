@@ -18,17 +18,20 @@ from slowapi.errors import RateLimitExceeded
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metalscribe.api import health, native, problems
+from metalscribe.api import health, model, native, problems
 from metalscribe.api.auth import Authenticator
 from metalscribe.api.limits import RateLimits
 from metalscribe.api.requests import RequestLog
 from metalscribe.api.services import Services
 from metalscribe.api.work import Desk
+from metalscribe.engine.fleet import ServedModel
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
+from metalscribe.engine.memory import MemoryGauge
 from metalscribe.engine.weights import describe, resolve
 from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.gpu.nvml import Nvml
+from metalscribe.gpu.watch import GpuWatch
 from metalscribe.media.addresses import AddressPolicy
 from metalscribe.media.fetch import Fetcher
 from metalscribe.settings import Settings, WhenUnloaded
@@ -42,14 +45,38 @@ _PRELOAD_PATIENCE_SECONDS: Final = 120.0
 _log = structlog.get_logger(__name__)
 
 
-def build_engine(settings: Settings) -> LocalEngine:
-    """The engine for these settings; does not load the model yet.
+def build_engine(settings: Settings, gpu: GpuWatch | None = None) -> LocalEngine:
+    """The engine for these settings; does not load a model yet.
+
+    Args:
+        settings: the service's.
+        gpu: tells how much of a GPU's memory models take.
 
     Raises:
-        ModelMissing: the model is not on this machine, or is damaged.
+        ModelMissing: a model is not on this machine, or is damaged.
+        ConfigurationError: a model is there twice, or exceeds the memory budget even alone.
     """
-    files = resolve(settings.model, settings.models_dir, offline=settings.offline)
-    card = describe(files.path, name=files.name)
+    default, *further = (_served(settings, wanted) for wanted in (settings.model, *settings.models))
+    return LocalEngine(
+        default.card,
+        EngineOptions(
+            model=default.process,
+            batch_size=settings.batch_size,
+            beam_size=settings.beam_size,
+            max_queue=settings.max_queue,
+            max_audio_seconds=settings.max_audio_hours * 3600,
+            load_timeout_secs=settings.load_timeout_secs,
+            memory_budget=settings.memory_budget_bytes,
+            preload=settings.preload,
+            reject_when_unloaded=settings.when_unloaded is WhenUnloaded.REJECT,
+        ),
+        further=further,
+        gauge=MemoryGauge(gpu),
+    )
+
+
+def _served(settings: Settings, wanted: str) -> ServedModel:
+    files = resolve(wanted, settings.models_dir, offline=settings.offline)
     process = ModelProcessOptions(
         path=files.path,
         name=files.name,
@@ -59,26 +86,23 @@ def build_engine(settings: Settings) -> LocalEngine:
         idle_timeout_secs=settings.idle_timeout_secs,
         gpu_poll_interval_secs=settings.gpu_poll_interval_secs,
     )
-    return LocalEngine(
-        card,
-        EngineOptions(
-            model=process,
-            batch_size=settings.batch_size,
-            beam_size=settings.beam_size,
-            max_queue=settings.max_queue,
-            max_audio_seconds=settings.max_audio_hours * 3600,
-            load_timeout_secs=settings.load_timeout_secs,
-            preload=settings.preload,
-            reject_when_unloaded=settings.when_unloaded is WhenUnloaded.REJECT,
-        ),
-    )
+    return ServedModel(describe(files.path, name=files.name), process)
+
+
+def _names(settings: Settings, engine: LocalEngine) -> dict[str, str]:
+    """What callers may call each model: its own name, or as the operator wrote it."""
+    own = [card.name for card in engine.cards]
+    return dict(zip(own, own, strict=True)) | dict(zip((settings.model, *settings.models), own, strict=True))
 
 
 @asynccontextmanager
 async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     """Everything that lives as long as the service does, started before it listens and closed after it stopped."""
-    engine = build_engine(settings)
+    nvml = Nvml()
+    gpu = GpuWatch(nvml)
+    engine = build_engine(settings, gpu)
     async with AsyncExitStack() as stack:
+        stack.callback(nvml.close)
         uploads = stack.enter_context(_uploads(settings))
         database = Database(settings.sqlalchemy_url)
         await database.open()
@@ -90,8 +114,6 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         answers = IdempotencyStore(database)
         keeping = timedelta(hours=settings.idempotency_hours)
         limits = RateLimits(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
-        nvml = Nvml()
-        stack.callback(nvml.close)
         services = Services(
             engine=engine,
             auth=Authenticator(keys, limits),
@@ -102,16 +124,17 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
                 max_bytes=settings.max_upload_bytes,
                 timeout_secs=settings.fetch_timeout_secs,
             ),
-            nvml=nvml,
+            gpu=gpu,
             uploads=uploads,
             max_upload_bytes=settings.max_upload_bytes,
             max_receiving=2 * settings.max_queue,
-            model_names=tuple(dict.fromkeys((engine.card.name, settings.model))),
+            model_names=_names(settings, engine),
         )
         app.state.services = services
         app.state.limits = limits
         app.include_router(native.router(services))
         app.include_router(health.router(services))
+        app.include_router(model.router(services))
         stack.push_async_callback(engine.close)
         await engine.start()
         if settings.preload:

@@ -167,6 +167,13 @@ class ModelUnavailable(TryLater):
     title = "Model not available"
 
 
+class ModelUnloaded(ModelUnavailable):
+    """The model was unloaded by force while the request was under way."""
+
+    code = "model_unloaded"
+    title = "Model unloaded"
+
+
 class ShuttingDown(TryLater):
     """The service is draining."""
 

@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     model: str = "large-v3-turbo"
     """A size (tiny, base, small, medium, large-v3, large-v3-turbo, …), a hub repository, a directory, or demo (bundled tiny.en)."""
 
+    models: Annotated[tuple[str, ...], NoDecode] = ()
+    """Further models that requests may choose by their `model` option: names as for METALSCRIBE_MODEL, separated by commas."""
+
+    memory_budget_mb: float = Field(default=0.0, ge=0)
+    """MiB that all loaded models may take together, on the GPU or else in memory; the least recently used idle one goes first. 0 is no bound."""
+
     device: Device = Device.AUTO
     """auto takes the GPU where there is one, else the CPU."""
 
@@ -103,7 +109,7 @@ class Settings(BaseSettings):
     """Hypotheses kept while decoding; 1 is greedy and fastest, 5 is the accuracy that Whisper is known for."""
 
     preload: bool = False
-    """Load the model at start instead of with the first request."""
+    """Load the model at start instead of with the first request; further models as far as METALSCRIBE_MEMORY_BUDGET_MB reaches."""
 
     idle_timeout_secs: float = Field(default=300.0, ge=0)
     """Unload the model after so many seconds without work, freeing all of its memory; 0 keeps it."""
@@ -115,7 +121,7 @@ class Settings(BaseSettings):
     """queue waits for the model to load; reject answers 503 with Retry-After and starts loading."""
 
     load_timeout_secs: float = Field(default=600.0, gt=0)
-    """How long a request waits for the model before it gets 503."""
+    """How long a request waits for the model before it gets 503, and how long a model may take to load."""
 
     offline: bool = False
     """Never ask a model hub for anything; use only what is on this machine."""
@@ -151,7 +157,7 @@ class Settings(BaseSettings):
     idempotency_hours: float = Field(default=24.0, gt=0)
     """How long the answer to a request with an Idempotency-Key is kept."""
 
-    @field_validator("trusted_proxies", "allow_networks", mode="before")
+    @field_validator("trusted_proxies", "allow_networks", "models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -214,6 +220,11 @@ class Settings(BaseSettings):
     def max_upload_bytes(self) -> int:
         """The upload limit in bytes."""
         return int(self.max_upload_mb * 1024 * 1024)
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """What all loaded models may take together, in bytes; 0 without a bound."""
+        return int(self.memory_budget_mb * 1024 * 1024)
 
     @property
     def uploads_dir(self) -> Path:

@@ -105,6 +105,7 @@ class TranscriptionRequest:
         audio_track: which audio stream of the container, from 0.
         name: what to call the recording in messages and logs; never a path.
         latency: batch work gives way to whoever waits for an answer, without being left out altogether.
+        model: which of the models that are served, by its card's name; None for the default one.
         weight: share of the machine against other requests; 2.0 gets served as if it had waited twice as long.
     """
 
@@ -120,6 +121,7 @@ class TranscriptionRequest:
     audio_track: int = 0
     name: str = "audio"
     latency: Latency = Latency.INTERACTIVE
+    model: str | None = None
     weight: float = 1.0
 
 

@@ -22,8 +22,11 @@ class Authenticator:
         self._keys = keys
         self._limits = limits
 
-    def require(self, scope: Scope) -> Callable[[Request], Awaitable[ApiKey]]:
+    def require(self, scope: Scope | None) -> Callable[[Request], Awaitable[ApiKey]]:
         """A FastAPI dependency that yields the caller's key.
+
+        Args:
+            scope: what the key must be good for; None takes any valid key.
 
         Raises (on a request):
             Unauthenticated: no key, or not a valid one.
@@ -36,7 +39,7 @@ class Authenticator:
             if key is None:
                 self._limits.failed_attempt(request)
                 raise Unauthenticated(await self._missing_key())
-            if scope not in key.scopes:
+            if scope is not None and scope not in key.scopes:
                 raise Forbidden(f"the key {key.name!r} lacks the scope {scope.value!r}; use another key")
             return key
 

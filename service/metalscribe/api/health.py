@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
-import threading
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -21,64 +16,14 @@ from metalscribe.engine.interface import EngineStatus, ModelState
 from metalscribe.errors import ModelUnavailable
 from metalscribe.gpu.health import GpuReport, ProblemCode
 
-_FRESH_SECONDS: Final = 5.0
-_PATIENCE_SECONDS: Final = 3.0
 _NOT_READY: Final = frozenset({ModelState.LOADING, ModelState.UNLOADING, ModelState.WAITING_FOR_GPU, ModelState.FAILED})
 _VERSIONS: Final = ("metalscribe", "faster-whisper", "ctranslate2", "av", "onnxruntime", "fastapi")
-
-
-class GpuWatch:
-    """NVML's report, asked for in a thread and kept for some seconds: a lost card can block its driver for long."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._asked = 0.0
-        self._report: GpuReport | None = None
-        self._asking: asyncio.Future[GpuReport] | None = None
-
-    async def report(self) -> GpuReport | None:
-        """The latest report; an old one (or None) while the driver does not answer."""
-        if self._report is not None and time.monotonic() - self._asked < _FRESH_SECONDS:
-            return self._report
-        if self._asking is None or self._asking.done():
-            self._asking = _in_daemon_thread(self._services.nvml.report)
-        done, _ = await asyncio.wait({self._asking}, timeout=_PATIENCE_SECONDS)
-        if done:
-            self._report = self._asking.result()
-            self._asked = time.monotonic()
-        return self._report
-
-
-def _in_daemon_thread(ask: Callable[[], GpuReport]) -> asyncio.Future[GpuReport]:
-    """``ask`` in a thread that the process does not wait for at its end, as it would for one of asyncio's own."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[GpuReport] = loop.create_future()
-
-    def settle(report: GpuReport | None, error: Exception | None) -> None:
-        if answer.done():
-            return
-        if report is not None:
-            answer.set_result(report)
-        elif error is not None:
-            answer.set_exception(error)
-
-    def run() -> None:
-        report, error = None, None
-        try:
-            report = ask()
-        except Exception as failure:  # noqa: BLE001  (raised where the answer is awaited)
-            error = failure
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, report, error)
-
-    threading.Thread(target=run, daemon=True, name="nvml").start()
-    return answer
 
 
 def router(services: Services) -> APIRouter:
     """The routes; none of them counts against a rate limit."""
     routes = APIRouter(tags=["health"])
-    watch = GpuWatch(services)
+    watch = services.gpu
 
     @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", summary="Liveness: the process answers")

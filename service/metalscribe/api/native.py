@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from contextlib import AsyncExitStack, aclosing, suppress
@@ -14,18 +13,18 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from metalscribe.api.bodies import read_json
 from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.requests import note
 from metalscribe.api.services import Services
-from metalscribe.api.uploads import arriving, receive
+from metalscribe.api.uploads import receive
 from metalscribe.api.work import fingerprint
-from metalscribe.errors import EngineFailed, InvalidParameter, UploadTooLarge
+from metalscribe.errors import EngineFailed, InvalidParameter
 from metalscribe.render import MEDIA_TYPES, Format, render, to_json
 from metalscribe.store.identity import ApiKey, Scope
 from metalscribe.transcript import Done, TranscriptionRequest
 
-_JSON_BYTES: Final = 64 * 1024
 _PROBLEMS: Final = (400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 507)
 
 
@@ -51,7 +50,7 @@ def router(services: Services) -> APIRouter:
     @services.limits.transcription
     async def transcribe(request: Request, key: ApiKey = authenticated) -> Response:
         begin = time.perf_counter()
-        services.check_capacity(retry="Idempotency-Key" in request.headers)
+        services.check_capacity(retry="Idempotency-Key" in request.headers, model=request.query_params.get("model"))
         # What the query asks for is judged before the upload is read.
         early = parse_options(request.query_params.multi_items(), {})
         services.engine.check_request(
@@ -86,7 +85,7 @@ def router(services: Services) -> APIRouter:
         services.check_capacity(retry="Idempotency-Key" in request.headers)
         if request.query_params:
             raise InvalidParameter("send every parameter in the JSON body", next(iter(request.query_params)))
-        options = validated(UrlOptions, await _json(request))
+        options = validated(UrlOptions, await read_json(request, '{"url": "https://…"}', "url"))
         path = services.uploads / uuid.uuid4().hex
         wanted = options.to_request(path, name="recording", served=services.model_names, weight=key.weight)
         services.engine.check_request(wanted)
@@ -135,21 +134,6 @@ async def _transcribe(services: Services, wanted: TranscriptionRequest) -> Done:
             if isinstance(event, Done):
                 return event
     raise EngineFailed("the engine ended without a result")
-
-
-async def _json(request: Request) -> dict[str, Any]:
-    body = bytearray()
-    async for data in arriving(request):
-        body += data
-        if len(body) > _JSON_BYTES:
-            raise UploadTooLarge(f"the JSON body has more than {_JSON_BYTES} bytes")
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidParameter('the body is not JSON; send {"url": "https://…"}', "url") from None
-    if not isinstance(document, dict):
-        raise InvalidParameter('the body must be a JSON object such as {"url": "https://…"}', "url")
-    return document
 
 
 # --- documentation ----------------------------------------------------------------------------------------------------

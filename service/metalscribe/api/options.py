@@ -64,23 +64,28 @@ class NativeOptions(BaseModel):
     """Which audio track of the file, counted from 0."""
 
     model: _Text = None
-    """The model's name; the one that is served where it is left out."""
+    """Which of the models that are served; the default one where it is left out."""
 
     @property
     def timed(self) -> bool:
         """Whether the answer shows times, which cost an alignment pass."""
         return self.include_segments or self.word_timestamps or self.format in _TIMED
 
-    def to_request(self, path: Path, *, name: str, served: Iterable[str], weight: float) -> TranscriptionRequest:
+    def to_request(self, path: Path, *, name: str, served: Mapping[str, str], weight: float) -> TranscriptionRequest:
         """The engine's request for a file.
+
+        Args:
+            path: the file.
+            name: what messages call it.
+            served: what a caller may call a model, and the model's own name.
+            weight: the caller's share of the machine.
 
         Raises:
             InvalidParameter: a value that the service does not know or cannot do.
         """
         if self.model is not None and self.model not in served:
-            # Only the first name: the others may say where the operator keeps the model.
             raise InvalidParameter(
-                f"model={self.model} is not served here; leave it out, or send {next(iter(served))}", "model"
+                f"model={self.model} is not served here; leave it out, or {served_names(served)}", "model"
             )
         if self.diarize:
             raise InvalidParameter("diarize=true: speaker diarization is not installed on this service", "diarize")
@@ -98,8 +103,14 @@ class NativeOptions(BaseModel):
             word_timestamps=self.word_timestamps or self.format in _TIMED,
             audio_track=self.audio_track,
             name=name,
+            model=None if self.model is None else served[self.model],
             weight=weight,
         )
+
+
+def served_names(served: Mapping[str, str]) -> str:
+    """What to send as a model's name, in words. Their own names alone: others may say where the operator keeps a model."""
+    return f"send {' or '.join(dict.fromkeys(served.values()))}"
 
 
 def parse_options(query: Iterable[tuple[str, str]], form: Mapping[str, list[str]]) -> NativeOptions:

@@ -39,6 +39,7 @@ STATUS: Final[Mapping[type[MetalscribeError], int]] = {
     errors.TryLater: 503,
     errors.QueueFull: 503,
     errors.ModelUnavailable: 503,
+    errors.ModelUnloaded: 503,
     errors.ShuttingDown: 503,
     errors.ModelMissing: 503,
     errors.StorageFull: 507,

@@ -185,7 +185,7 @@ class _DrainingServer(uvicorn.Server):
     def _stop_listening(self) -> None:
         services = getattr(self._app.state, "services", None)
         if services is not None and not services.draining:
-            services.draining = True
+            services.stopping.set()
             self._notifier.notify("STOPPING=1", "STATUS=finishing what runs")
             _log.info("shutting down", running=services.engine.status.requests, grace_seconds=self._grace)
             loop = asyncio.get_running_loop()

@@ -16,7 +16,7 @@ import structlog
 from metalscribe.channel import ChannelClosed
 from metalscribe.engine.context import FULL_CONTEXT
 from metalscribe.engine.interface import ModelState
-from metalscribe.engine.lifecycle import ModelProcess, ModelProcessOptions
+from metalscribe.engine.lifecycle import ModelLifecycle, ModelProcessOptions, Surroundings
 from metalscribe.engine.messages import (
     Batch,
     BatchDone,
@@ -94,9 +94,20 @@ class Dispatcher:
         options: of the process.
         batch_size: rows per batch at most; 0 chooses by device.
         load_timeout_secs: how long rows wait for the model.
+        surroundings: what the model shares with others.
+
+    Attributes:
+        model: its life. Whoever decodes holds a lease of it: rows alone do not have it loaded.
     """
 
-    def __init__(self, options: ModelProcessOptions, *, batch_size: int = 0, load_timeout_secs: float = 600.0) -> None:
+    def __init__(
+        self,
+        options: ModelProcessOptions,
+        *,
+        batch_size: int = 0,
+        load_timeout_secs: float = 600.0,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         self._batch_size = batch_size
         self._shrunk: BatchLimits | None = None
         self._load_timeout = load_timeout_secs
@@ -111,8 +122,13 @@ class Dispatcher:
         self._closed = False
         self._task: asyncio.Task[None] | None = None
         self.sessions = 0
-        self.model = ModelProcess(
-            options, on_message=self._receive, on_change=self._model_changed, busy=lambda: self.busy
+        self.model = ModelLifecycle(
+            options,
+            on_message=self._receive,
+            on_change=self._model_changed,
+            busy=lambda: self.busy,
+            load_timeout_secs=load_timeout_secs,
+            surroundings=surroundings,
         )
 
     @property
@@ -161,7 +177,7 @@ class Dispatcher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        await self.model.unload()
+        await self.model.close()
         self._fail_all(ShuttingDown(_CLOSING, retry_after=10.0))
         for source in list(self._sources):
             self._forget_source(source)
@@ -235,7 +251,7 @@ class Dispatcher:
                     await self._wake.wait()
             self._wake.clear()
             self._kill_if_hung()
-            if len(self._scheduler) and self.model.state is not ModelState.READY:
+            if len(self._scheduler) and not self.model.serving:
                 self._wait_for_model()
                 continue
             while len(self._scheduler) and len(self._running) < _DEPTH[self._device]:
@@ -259,7 +275,6 @@ class Dispatcher:
         return 1.0 if len(self._scheduler) else None
 
     def _wait_for_model(self) -> None:
-        self.model.want()
         if self.model.state is ModelState.FAILED:
             self._fail_all(ModelUnavailable(f"the model could not be loaded: {self.model.detail}", retry_after=30.0))
             return
@@ -267,8 +282,6 @@ class Dispatcher:
         if not late:
             return
         reason = f"the model was not ready within {self._load_timeout:g} s ({self.model.state}: {self.model.detail})"
-        if self.model.state is ModelState.LOADING:
-            self.model.kill(f"loading took longer than {self._load_timeout:g} s")
         for waiting in late:
             self._fail(waiting.row.row, ModelUnavailable(reason, retry_after=30.0))
 
@@ -410,7 +423,7 @@ class Dispatcher:
         self._wake.set()
 
     def _model_changed(self, state: ModelState) -> None:
-        if state is not ModelState.READY:
+        if not self.model.serving:
             # Whatever was inside a process that is gone has to be decoded by the next one.
             for batch in self._running.values():
                 if state is ModelState.UNLOADING:

@@ -1,17 +1,20 @@
-"""The engine of one machine: a decoder sandbox, a model process, and pipelines between them."""
+"""The engine of one machine: a decoder sandbox, models in processes of their own, and pipelines between them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
 from metalscribe.engine.chunker import STAGE
-from metalscribe.engine.dispatch import Dispatcher
-from metalscribe.engine.interface import EngineStatus, ModelState
+from metalscribe.engine.events import LifecycleEvents
+from metalscribe.engine.fleet import Fleet, FleetOptions, ServedModel
+from metalscribe.engine.interface import EngineStatus, ModelState, ModelStatus
 from metalscribe.engine.lifecycle import ModelProcessOptions
+from metalscribe.engine.memory import MemoryGauge
 from metalscribe.engine.pipeline import Pipeline
+from metalscribe.engine.relay import relay
 from metalscribe.errors import InvalidParameter, ModelUnavailable, QueueFull
 from metalscribe.media.decode import DecoderPool
 from metalscribe.media.messages import Limits
@@ -22,7 +25,12 @@ _RETRY_WHILE_LOADING: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How the engine serves; see the settings of the same names."""
+    """How the engine serves; see the settings of the same names.
+
+    Attributes:
+        model: the default model's process.
+        memory_budget: bytes for all models together, 0 without a bound.
+    """
 
     model: ModelProcessOptions
     batch_size: int = 0
@@ -30,52 +38,96 @@ class EngineOptions:
     max_queue: int = 32
     max_audio_seconds: float = 24 * 3600.0
     load_timeout_secs: float = 600.0
+    memory_budget: int = 0
     preload: bool = False
     reject_when_unloaded: bool = False
 
 
 class LocalEngine:
-    """See :class:`metalscribe.engine.interface.Engine`."""
+    """See :class:`metalscribe.engine.interface.Engine`.
 
-    def __init__(self, card: ModelCard, options: EngineOptions) -> None:
-        self._card = card
+    Args:
+        card: the default model's.
+        options: how to serve.
+        further: models that requests may choose instead.
+        gauge: measures memory; by default that of the CPU alone.
+
+    Raises:
+        ConfigurationError: a model is there twice, or exceeds the memory budget even alone.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        options: EngineOptions,
+        *,
+        further: Sequence[ServedModel] = (),
+        gauge: MemoryGauge | None = None,
+    ) -> None:
         self._options = options
         # A minute, and a second for every 50 of audio: decoding and voice activity run at several hundred × realtime.
         limits = Limits(cpu_seconds=60 + int(options.max_audio_seconds / 50), audio_seconds=options.max_audio_seconds)
         self._pool = DecoderPool(stages=(STAGE,), limits=limits)
-        self._dispatcher = Dispatcher(
-            options.model, batch_size=options.batch_size, load_timeout_secs=options.load_timeout_secs
+        self._fleet = Fleet(
+            (ServedModel(card, options.model), *further),
+            FleetOptions(
+                batch_size=options.batch_size,
+                load_timeout_secs=options.load_timeout_secs,
+                memory_budget=options.memory_budget,
+                gauge=gauge or MemoryGauge(),
+            ),
         )
+        self._dispatcher = self._fleet.default.dispatcher
         self._requests = 0
 
     @property
     def card(self) -> ModelCard:
-        """What the model can do."""
-        return self._card
+        """What the default model can do."""
+        return self._fleet.default.card
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """What each model can do, the default one first."""
+        return tuple(model.card for model in self._fleet)
 
     @property
     def status(self) -> EngineStatus:
         """The engine at this moment."""
-        model = self._dispatcher.model
-        wanted = self._options.model.device
+        default = self._fleet.default.status
+        dispatchers = [model.dispatcher for model in self._fleet]
         return EngineStatus(
-            model=self._card.name,
-            state=model.state,
-            device=model.loaded.device if model.loaded else (None if wanted == "auto" else wanted),
-            compute_type=model.loaded.compute_type if model.loaded else None,
-            detail=model.detail,
+            model=default.model,
+            state=default.state,
+            device=default.device,
+            compute_type=default.compute_type,
+            detail=default.detail,
             requests=self._requests,
-            chunks_waiting=self._dispatcher.rows_waiting,
-            chunks_running=self._dispatcher.rows_running,
-            audio_seconds_waiting=self._dispatcher.audio_seconds_waiting,
+            chunks_waiting=sum(dispatcher.rows_waiting for dispatcher in dispatchers),
+            chunks_running=sum(dispatcher.rows_running for dispatcher in dispatchers),
+            audio_seconds_waiting=sum(dispatcher.audio_seconds_waiting for dispatcher in dispatchers),
         )
 
+    @property
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Each model at this moment, the default one first; memory as it was measured last."""
+        return tuple(model.status for model in self._fleet)
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes for all models together, 0 without a bound."""
+        return self._options.memory_budget
+
+    @property
+    def events(self) -> LifecycleEvents:
+        """What happens to the models."""
+        return self._fleet.events
+
     async def start(self) -> None:
-        """Start the sandbox and the dispatcher; load the model now if it is to be preloaded."""
+        """Start the sandbox and the dispatchers; load the models now if they are to be preloaded."""
         await self._pool.start()
-        self._dispatcher.start()
+        self._fleet.start()
         if self._options.preload:
-            self._dispatcher.model.want()
+            self._fleet.preload()
 
     async def settled(self, patience: float) -> None:
         """See :meth:`metalscribe.engine.interface.Engine.settled`."""
@@ -83,63 +135,82 @@ class LocalEngine:
 
     def stuck(self) -> str | None:
         """See :meth:`metalscribe.engine.interface.Engine.stuck`."""
-        return self._dispatcher.stuck()
+        return next((reason for model in self._fleet if (reason := model.dispatcher.stuck())), None)
 
     async def close(self) -> None:
-        """End the model's process and the sandbox."""
-        await self._dispatcher.close()
+        """End the models' processes and the sandbox."""
+        await self._fleet.close()
         await self._pool.close()
 
-    def check_capacity(self) -> None:
+    def load(self, model: str | None = None) -> None:
+        """See :meth:`metalscribe.engine.interface.Engine.load`."""
+        self._fleet[model].dispatcher.model.load()
+
+    async def unload(self, model: str | None = None, *, force: bool = False) -> None:
+        """See :meth:`metalscribe.engine.interface.Engine.unload`."""
+        await self._fleet[model].dispatcher.model.unload(force=force)
+
+    async def measure(self) -> None:
+        """See :meth:`metalscribe.engine.interface.Engine.measure`."""
+        await self._fleet.measure()
+
+    def check_capacity(self, model: str | None = None) -> None:
         """See :meth:`metalscribe.engine.interface.Engine.check_capacity`."""
         if self._requests >= self._options.max_queue:
-            wait = min(600.0, max(1.0, self._dispatcher.seconds_to_drain()))
+            wait = max(model.dispatcher.seconds_to_drain() for model in self._fleet)
             raise QueueFull(
-                f"{self._requests} transcriptions are under way or waiting, the most allowed", retry_after=wait
+                f"{self._requests} transcriptions are under way or waiting, the most allowed",
+                retry_after=min(600.0, max(1.0, wait)),
             )
-        model = self._dispatcher.model
+        if model is not None or len(self._fleet) == 1:
+            self._check_loaded(model)
+
+    def check_request(self, request: TranscriptionRequest) -> None:
+        """See :meth:`metalscribe.engine.interface.Engine.check_request`."""
+        _language(self._fleet[request.model].card, request)
+
+    async def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[Event]:
+        """See :meth:`metalscribe.engine.interface.Engine.transcribe`."""
+        model = self._fleet[request.model]
+        language = _language(model.card, request)
+        self.check_capacity(model.card.name)
+        self._requests += 1
+        try:
+            # Taking a lease has the model loaded, while the recording is being decoded.
+            async with model.dispatcher.model.lease(self._options.load_timeout_secs) as lease:
+                pipeline = Pipeline(
+                    request,
+                    pool=self._pool,
+                    dispatcher=model.dispatcher,
+                    model=model.card.name,
+                    language=language,
+                    beam_size=self._options.beam_size,
+                )
+                async with aclosing(relay(pipeline.run(), lease)) as events:
+                    async for event in events:
+                        yield event
+        finally:
+            self._requests -= 1
+
+    def _check_loaded(self, name: str | None) -> None:
+        model = self._fleet[name].dispatcher.model
         if self._options.reject_when_unloaded and model.state is not ModelState.READY:
             model.want()
             raise ModelUnavailable(f"the model is {model.state}; it is being loaded", retry_after=_RETRY_WHILE_LOADING)
 
-    def check_request(self, request: TranscriptionRequest) -> None:
-        """See :meth:`metalscribe.engine.interface.Engine.check_request`."""
-        self._language(request)
 
-    async def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[Event]:
-        """See :meth:`metalscribe.engine.interface.Engine.transcribe`."""
-        language = self._language(request)
-        self.check_capacity()
-        self._requests += 1
-        try:
-            pipeline = Pipeline(
-                request,
-                pool=self._pool,
-                dispatcher=self._dispatcher,
-                model=self._card.name,
-                language=language,
-                beam_size=self._options.beam_size,
-            )
-            self._dispatcher.model.want()  # load while the recording is being decoded
-            async with aclosing(pipeline.run()) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self._requests -= 1
+def _language(card: ModelCard, request: TranscriptionRequest) -> str | None:
+    """The language to decode with, None to detect it.
 
-    def _language(self, request: TranscriptionRequest) -> str | None:
-        """The language to decode with, None to detect it.
-
-        Raises:
-            InvalidParameter: the model does not know the language, or cannot translate.
-        """
-        card = self._card
-        if request.language is not None and request.language not in card.languages:
-            known = "English only" if not card.multilingual else f"{len(card.languages)} languages"
-            raise InvalidParameter(
-                f"language={request.language}: the model {card.name} knows {known}; leave it out, or choose another model",
-                "language",
-            )
-        if request.task is Task.TRANSLATE and not card.multilingual:
-            raise InvalidParameter(f"task=translate: the model {card.name} knows English only", "task")
-        return request.language if card.multilingual else "en"
+    Raises:
+        InvalidParameter: the model does not know the language, or cannot translate.
+    """
+    if request.language is not None and request.language not in card.languages:
+        known = "English only" if not card.multilingual else f"{len(card.languages)} languages"
+        raise InvalidParameter(
+            f"language={request.language}: the model {card.name} knows {known}; leave it out, or choose another model",
+            "language",
+        )
+    if request.task is Task.TRANSLATE and not card.multilingual:
+        raise InvalidParameter(f"task=translate: the model {card.name} knows English only", "task")
+    return request.language if card.multilingual else "en"
