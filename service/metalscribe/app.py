@@ -27,6 +27,7 @@ from metalscribe.api.work import Desk
 from metalscribe.engine.fleet import ServedModel
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
+from metalscribe.engine.margins import margin_for
 from metalscribe.engine.memory import MemoryGauge
 from metalscribe.engine.weights import describe, resolve
 from metalscribe.errors import ConfigurationError, MetalscribeError
@@ -61,6 +62,7 @@ def build_engine(settings: Settings, gpu: GpuWatch | None = None) -> LocalEngine
         default.card,
         EngineOptions(
             model=default.process,
+            margin=default.margin,
             batch_size=settings.batch_size,
             beam_size=settings.beam_size,
             max_queue=settings.max_queue,
@@ -86,7 +88,8 @@ def _served(settings: Settings, wanted: str) -> ServedModel:
         idle_timeout_secs=settings.idle_timeout_secs,
         gpu_poll_interval_secs=settings.gpu_poll_interval_secs,
     )
-    return ServedModel(describe(files.path, name=files.name), process)
+    margin = margin_for(settings.context_margin, files.name, files.path)
+    return ServedModel(describe(files.path, name=files.name), process, margin)
 
 
 def _names(settings: Settings, engine: LocalEngine) -> dict[str, str]:

@@ -108,6 +108,11 @@ class Settings(BaseSettings):
     beam_size: int = Field(default=5, ge=1, le=16)
     """Hypotheses kept while decoding; 1 is greedy and fastest, 5 is the accuracy that Whisper is known for."""
 
+    context_margin: str = "auto"
+    """Seconds of silence that the encoder gets to see behind a chunk, in place of all the rest of its 30-second window; 0 shows
+    it the whole window. auto takes what was measured for the model, and the whole window where nobody has measured.
+    Several models: small=6,large-v3=0,auto."""
+
     preload: bool = False
     """Load the model at start instead of with the first request; further models as far as METALSCRIBE_MEMORY_BUDGET_MB reaches."""
 

@@ -22,9 +22,19 @@ class Collected:
 
     def __init__(self) -> None:
         self.chunks: list[tuple[Samples, list[Piece]]] = []
+        self.voiced: list[float | None] = []
+        self.cuts: list[tuple[int, ...]] = []
 
-    def put(self, samples: Samples, pieces: list[Piece], *, voiced: float | None = None, cut: int = 0) -> None:
+    def put(
+        self, samples: Samples, pieces: list[Piece], *, voiced: float | None = None, cuts: tuple[int, ...] = ()
+    ) -> None:
         self.chunks.append((samples.copy(), list(pieces)))
+        self.voiced.append(voiced)
+        self.cuts.append(cuts)
+        assert list(cuts) == sorted(set(cuts))
+        assert all(0 < cut < samples.size for cut in cuts)
+        assert (samples.size >= 8 * SAMPLE_RATE) == bool(cuts)
+        assert voiced is None or 0 <= voiced <= samples.size / SAMPLE_RATE
 
 
 class Scripted(VoiceActivity):
@@ -82,7 +92,21 @@ def test_glued_chunks_are_the_regions_and_nothing_else(runs: list[tuple[float, i
     regions = SpeechRegions(VoiceOptions())
     expected = [region for probability in probabilities for region in regions.feed(probability)]
     expected += regions.finish(source.size)
-    assert [(p.source, p.source + p.length) for _, pieces in output.chunks for p in pieces] == expected
+    assert joined([p for _, pieces in output.chunks for p in pieces], expected) == expected
+    voiced = sum(value >= 0.5 for value in probabilities) * WINDOW / SAMPLE_RATE
+    assert sum(filter(None, output.voiced)) == pytest.approx(voiced, abs=0.04 + 0.07 * len(expected))
+
+
+def joined(pieces: list[Piece], regions: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pieces as spans, those that a cut has parted put together again."""
+    ends = {end for _, end in regions}
+    spans: list[tuple[int, int]] = []
+    for piece in pieces:
+        if spans and spans[-1][1] == piece.source and piece.source not in ends:
+            spans[-1] = (spans[-1][0], piece.source + piece.length)
+        else:
+            spans.append((piece.source, piece.source + piece.length))
+    return spans
 
 
 def test_stretches_are_glued_as_long_as_they_fit() -> None:
@@ -91,7 +115,25 @@ def test_stretches_are_glued_as_long_as_they_fit() -> None:
     output = Collected()
     feed(SpeechChunks(output, Scripted(probabilities)), source)
     check(output.chunks, source)
-    assert [len(pieces) for _, pieces in output.chunks] == [4, 4, 4, 4, 4]
+    # 7.2 s each with its pads; the first chunk is short, since others follow.
+    assert [len(pieces) for _, pieces in output.chunks] == [1, 4, 4, 4, 4, 3]
+    assert output.voiced == pytest.approx([pytest.approx(6.4 * len(pieces)) for _, pieces in output.chunks])
+    assert [len(cuts) for cuts in output.cuts] == [0, 3, 3, 3, 3, 3]
+    joint = output.chunks[1][1][0].length
+    assert output.cuts[1] == (joint, 2 * joint, 3 * joint), "cut where stretches meet"
+
+
+@pytest.mark.parametrize(("seconds", "lengths"), [(14, [14]), (29, [29]), (70, [9, 29, 29, 3])])
+def test_the_first_words_of_a_long_recording_come_early(seconds: int, lengths: list[int]) -> None:
+    # Speech without a pause that voice activity would cut at, but less voice for a moment at nine seconds.
+    probabilities = [0.9] * round(seconds * SAMPLE_RATE / WINDOW)
+    probabilities[9 * SAMPLE_RATE // WINDOW] = 0.6
+    output = Collected()
+    source = numbered(len(probabilities) * WINDOW)
+    feed(SpeechChunks(output, Scripted(probabilities)), source)
+    check(output.chunks, source)
+    assert [round(samples.size / SAMPLE_RATE) for samples, _ in output.chunks][:1] == lengths[:1]
+    assert len(output.chunks) == len(lengths)
 
 
 def test_memory_of_the_past_is_given_up_in_silence() -> None:
@@ -113,15 +155,20 @@ def test_quiet_cuts_cover_every_sample_once(length: int, block: int) -> None:
     covered = [(piece.source, piece.source + piece.length) for _, pieces in output.chunks for piece in pieces]
     assert [start for start, _ in covered] == [0, *(end for _, end in covered)][: len(covered)]
     assert (covered[-1][1] if covered else 0) == length
-    assert all(samples.size >= CHUNK_SAMPLES - 5 * SAMPLE_RATE for samples, _ in output.chunks[:-1])
+    assert all(samples.size >= CHUNK_SAMPLES - 5 * SAMPLE_RATE for samples, _ in output.chunks[1:-1])
+    if length >= CHUNK_SAMPLES:
+        assert 5 * SAMPLE_RATE <= output.chunks[0][0].size <= 12 * SAMPLE_RATE
 
 
 def test_the_cut_is_made_where_it_is_quiet() -> None:
     loud = np.random.default_rng(1).uniform(-0.5, 0.5, 60 * SAMPLE_RATE).astype(np.float32)
-    loud[27 * SAMPLE_RATE : 28 * SAMPLE_RATE] = 0.0
+    for second in (8, 36):
+        loud[second * SAMPLE_RATE : (second + 1) * SAMPLE_RATE] = 0.0
     output = Collected()
     feed(QuietCuts(output), loud)
-    assert 27 * SAMPLE_RATE <= output.chunks[0][1][0].length <= 28 * SAMPLE_RATE
+    ends = [pieces[0].source + pieces[0].length for _, pieces in output.chunks]
+    assert 8 * SAMPLE_RATE <= ends[0] <= 9 * SAMPLE_RATE
+    assert 36 * SAMPLE_RATE <= ends[1] <= 37 * SAMPLE_RATE
 
 
 def test_the_stage_follows_the_option() -> None:

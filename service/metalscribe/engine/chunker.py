@@ -30,6 +30,9 @@ _LONG_OPENING: Final = 15 * SAMPLE_RATE
 _OPENING: Final = (5 * SAMPLE_RATE, 9 * SAMPLE_RATE, 12 * SAMPLE_RATE)
 """The first chunk of a long recording: at least, about, and at most so many samples."""
 
+_SHORTEST_PART: Final = 4 * SAMPLE_RATE
+"""What a chunk may be cut into, should that be called for."""
+
 _Samples = NDArray[np.float32]
 
 
@@ -139,7 +142,7 @@ class SpeechChunks:
             np.concatenate([stretch.samples for stretch in stretches]),
             [Piece(stretch.source, stretch.samples.size) for stretch in stretches],
             voiced=sum(stretch.voiced for stretch in stretches),
-            cut=_quiet_place(stretches, length // 3, length // 2, 2 * length // 3),
+            cuts=tuple(_quiet_place(stretches, *range_) for range_ in _quarters(length)),
         )
 
 
@@ -148,7 +151,7 @@ def _quiet_place(stretches: Sequence[_Stretch], low: int, wanted: int, high: int
 
     All in samples from the start; of several joints the nearest to ``wanted``.
     """
-    joints = [joint for joint in itertools.accumulate(stretch.samples.size for stretch in stretches[:-1])]
+    joints = itertools.accumulate(stretch.samples.size for stretch in stretches[:-1])
     within = [joint for joint in joints if low <= joint <= high]
     if within:
         return min(within, key=lambda joint: abs(joint - wanted))
@@ -156,12 +159,21 @@ def _quiet_place(stretches: Sequence[_Stretch], low: int, wanted: int, high: int
     for stretch in stretches:
         if begin <= low < begin + stretch.samples.size:
             # No joint between low and high: both lie in this stretch.
-            first, last = ((stretch.source + place - begin) // WINDOW - stretch.source // WINDOW for place in (low, high))
+            first, last = (
+                (stretch.source + place - begin) // WINDOW - stretch.source // WINDOW for place in (low, high)
+            )
             quietest = first + int(stretch.voice[first : last + 1].argmin())
             place = (stretch.source // WINDOW + quietest) * WINDOW + WINDOW // 2 - stretch.source + begin
             return min(max(place, low), high)
         begin += stretch.samples.size
     return wanted
+
+
+def _quarters(length: int) -> list[tuple[int, int, int]]:
+    """Where a chunk may be cut in quarters, or in halves if it is short: at least, about, at most, in samples."""
+    parts = 4 if length >= 4 * _SHORTEST_PART else 2 if length >= 2 * _SHORTEST_PART else 1
+    part = length // parts
+    return [(number * part - part // 3, number * part, number * part + part // 3) for number in range(1, parts)]
 
 
 class QuietCuts:
@@ -194,9 +206,11 @@ class QuietCuts:
         return start + int(energy.argmin()) * self._FRAME + self._FRAME // 2
 
     def _put(self, end: int) -> None:
-        third = (end - self._cut) // 3 // self._FRAME * self._FRAME
-        middle = self._quietest(self._cut + third, self._cut + 2 * third) - self._cut if third else 0
-        self._output.put(self._history.take(self._cut, end), [Piece(self._cut, end - self._cut)], cut=middle)
+        cuts = tuple(
+            self._quietest(self._cut + low, self._cut + low + (high - low) // self._FRAME * self._FRAME) - self._cut
+            for low, _, high in _quarters(end - self._cut)
+        )
+        self._output.put(self._history.take(self._cut, end), [Piece(self._cut, end - self._cut)], cuts=cuts)
         self._cut = end
         self._history.forget(end)
 

@@ -31,11 +31,11 @@ _SHORT_COMPRESSION_RATIO: Final = 2.0
 _FAST_WORDS_PER_SECOND: Final = 4.6
 _REPEATED_TOKENS: Final = 4
 
-# Slower than this nobody speaks for so long; the model has skipped something. Measured on read and on spontaneous speech:
-# readings lie between 1.8 and 3.5 words a second of voice.
-_SKIPPED_WORDS_PER_SECOND: Final = 1.0
-_SKIPPED_TOKENS_PER_SECOND: Final = 1.4
-_SKIPPED_SECONDS: Final = 6.0
+_SKIPPED_SECONDS: Final = 4.0
+
+SLOWEST_TOKENS_PER_SECOND: Final = 2.6
+"""A text with fewer tokens than this for a second of voice probably lacks a sentence: readings have 3 to 5 in English, and
+more in every other language. Slow speakers cost a second look, see :class:`metalscribe.engine.settle.Settler`."""
 
 _PHANTOM_NO_SPEECH_PROB: Final = 0.4
 _PHANTOM_VOICED_SECONDS: Final = 0.3
@@ -103,41 +103,49 @@ class Verdict(StrEnum):
         return self in {Verdict.SILENCE, Verdict.PHANTOM}
 
 
-def judge(result: RowDone, attempt: Attempt, voiced: float | None) -> Verdict:
+def judge(
+    result: RowDone, attempt: Attempt, voiced: float | None, slowest: float = SLOWEST_TOKENS_PER_SECOND
+) -> Verdict:
     """Is a result plausible?
 
     Args:
         result: of a row.
         attempt: how it was decoded; a shortened context is judged more strictly.
         voiced: seconds of voice in the row, None where nobody has listened for it.
+        slowest: tokens for a second of voice that this recording may have.
     """
-    looping = result.truncated or result.compression_ratio > MAX_COMPRESSION_RATIO
-    unsure = result.avg_logprob < MIN_AVG_LOGPROB
-    if unsure and result.no_speech_prob > NO_SPEECH_PROB:
-        return Verdict.SILENCE
-    if looping:
+    if result.avg_logprob < MIN_AVG_LOGPROB:
+        return Verdict.SILENCE if result.no_speech_prob > NO_SPEECH_PROB else _unsure(result)
+    if _loops(result, MAX_COMPRESSION_RATIO):
         return Verdict.LOOP
-    if unsure:
-        return Verdict.UNSURE
-    silent = result.no_speech_prob > _PHANTOM_NO_SPEECH_PROB or (
-        voiced is not None and voiced < _PHANTOM_VOICED_SECONDS
-    )
-    if silent and is_phantom(result.text):
+    if _nobody_speaks(result, voiced) and is_phantom(result.text):
         return Verdict.PHANTOM
-    if not attempt.full:
-        if result.compression_ratio > _SHORT_COMPRESSION_RATIO or ends_twice(result.tokens):
-            return Verdict.REPEATED
-        if voiced is not None and len(result.text.split()) > 2 + _FAST_WORDS_PER_SECOND * voiced:
-            return Verdict.HASTY
-    if voiced is not None and voiced >= _SKIPPED_SECONDS and _is_sparse(result, voiced):
-        return Verdict.SKIPPED
+    if not attempt.full and (_loops(result, _SHORT_COMPRESSION_RATIO) or ends_twice(result.tokens)):
+        return Verdict.REPEATED
+    if voiced is not None:
+        return _judge_rate(result, attempt, voiced, slowest)
     return Verdict.PLAUSIBLE
 
 
-def _is_sparse(result: RowDone, voiced: float) -> bool:
-    """Both measures: languages without spaces have few words, languages that are rare in training many tokens."""
-    words = len(result.text.split())
-    return words < _SKIPPED_WORDS_PER_SECOND * voiced and len(result.tokens) < _SKIPPED_TOKENS_PER_SECOND * voiced
+def _unsure(result: RowDone) -> Verdict:
+    return Verdict.LOOP if _loops(result, MAX_COMPRESSION_RATIO) else Verdict.UNSURE
+
+
+def _loops(result: RowDone, most: float) -> bool:
+    return result.truncated or result.compression_ratio > most
+
+
+def _nobody_speaks(result: RowDone, voiced: float | None) -> bool:
+    return result.no_speech_prob > _PHANTOM_NO_SPEECH_PROB or (voiced is not None and voiced < _PHANTOM_VOICED_SECONDS)
+
+
+def _judge_rate(result: RowDone, attempt: Attempt, voiced: float, slowest: float) -> Verdict:
+    """More words than can be said in so many seconds of voice, or far fewer than would be."""
+    if not attempt.full and len(result.text.split()) > 2 + _FAST_WORDS_PER_SECOND * voiced:
+        return Verdict.HASTY
+    if voiced >= _SKIPPED_SECONDS and len(result.tokens) < slowest * voiced:
+        return Verdict.SKIPPED
+    return Verdict.PLAUSIBLE
 
 
 def ends_twice(tokens: Sequence[int]) -> bool:
@@ -149,7 +157,5 @@ def ends_twice(tokens: Sequence[int]) -> bool:
 
 def best_of(results: Sequence[RowDone]) -> RowDone:
     """The least bad of several implausible results: likeliest of those that do not loop, else likeliest of all."""
-    sound = [
-        result for result in results if result.compression_ratio <= MAX_COMPRESSION_RATIO and not result.truncated
-    ]
+    sound = [result for result in results if result.compression_ratio <= MAX_COMPRESSION_RATIO and not result.truncated]
     return max(sound or results, key=lambda result: result.avg_logprob)

@@ -31,7 +31,7 @@ from metalscribe.engine.messages import (
     RowDone,
     Search,
 )
-from metalscribe.engine.metrics import EngineMetrics
+from metalscribe.engine.metrics import EngineMetrics, ModelMetrics
 from metalscribe.engine.scheduler import BatchLimits, Scheduler, Ticket, WaitingRow
 from metalscribe.errors import EngineFailed, ModelUnavailable, ShuttingDown, TryLater
 from metalscribe.media.pcm import SAMPLE_RATE
@@ -95,6 +95,7 @@ class Dispatcher:
         batch_size: rows per batch at most; 0 chooses by device.
         load_timeout_secs: how long rows wait for the model.
         surroundings: what the model shares with others.
+        metrics: where to count.
 
     Attributes:
         model: its life. Whoever decodes holds a lease of it: rows alone do not have it loaded.
@@ -107,7 +108,9 @@ class Dispatcher:
         batch_size: int = 0,
         load_timeout_secs: float = 600.0,
         surroundings: Surroundings | None = None,
+        metrics: EngineMetrics | None = None,
     ) -> None:
+        self.metrics = ModelMetrics(metrics or EngineMetrics(), options.name)
         self._batch_size = batch_size
         self._shrunk: BatchLimits | None = None
         self._load_timeout = load_timeout_secs

@@ -13,16 +13,22 @@ from metalscribe.engine.events import LifecycleEvents
 from metalscribe.engine.interface import ModelStatus
 from metalscribe.engine.lifecycle import ModelProcessOptions, Surroundings
 from metalscribe.engine.memory import MIB, MemoryGauge, estimate
+from metalscribe.engine.metrics import EngineMetrics
 from metalscribe.errors import ConfigurationError, InvalidParameter
 from metalscribe.transcript import ModelCard
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that is to be served."""
+    """A model that is to be served.
+
+    Attributes:
+        margin: seconds of silence behind its speech, None for the whole window (:mod:`metalscribe.engine.margins`).
+    """
 
     card: ModelCard
     process: ModelProcessOptions
+    margin: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,7 @@ class FleetOptions:
     memory_budget: int = 0
     patience_secs: float = PATIENCE_SECONDS
     gauge: MemoryGauge = field(default_factory=MemoryGauge)
+    metrics: EngineMetrics = field(default_factory=EngineMetrics)
     clock: Callable[[], float] = time.monotonic
 
 
@@ -49,6 +56,7 @@ class FleetModel:
     card: ModelCard
     options: ModelProcessOptions
     dispatcher: Dispatcher
+    margin: float | None
 
     @property
     def status(self) -> ModelStatus:
@@ -94,8 +102,9 @@ class Fleet:
                 batch_size=options.batch_size,
                 load_timeout_secs=options.load_timeout_secs,
                 surroundings=surroundings,
+                metrics=options.metrics,
             )
-            self._models[name] = FleetModel(one.card, one.process, dispatcher)
+            self._models[name] = FleetModel(one.card, one.process, dispatcher, one.margin)
         self.default = next(iter(self._models.values()))
 
     def __iter__(self) -> Iterator[FleetModel]:

@@ -13,12 +13,13 @@ from metalscribe.engine.fleet import Fleet, FleetOptions, ServedModel
 from metalscribe.engine.interface import EngineStatus, ModelState, ModelStatus
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.memory import MemoryGauge
+from metalscribe.engine.metrics import EngineMetrics
 from metalscribe.engine.pipeline import Pipeline
 from metalscribe.engine.relay import relay
 from metalscribe.errors import InvalidParameter, ModelUnavailable, QueueFull
 from metalscribe.media.decode import DecoderPool
 from metalscribe.media.messages import Limits
-from metalscribe.transcript import Event, ModelCard, Task, TranscriptionRequest
+from metalscribe.transcript import Done, Event, ModelCard, Task, TranscriptionRequest
 
 _RETRY_WHILE_LOADING: Final = 10.0
 
@@ -29,10 +30,12 @@ class EngineOptions:
 
     Attributes:
         model: the default model's process.
+        margin: the default model's, see :class:`metalscribe.engine.fleet.ServedModel`.
         memory_budget: bytes for all models together, 0 without a bound.
     """
 
     model: ModelProcessOptions
+    margin: float | None = None
     batch_size: int = 0
     beam_size: int = 5
     max_queue: int = 32
@@ -51,6 +54,7 @@ class LocalEngine:
         options: how to serve.
         further: models that requests may choose instead.
         gauge: measures memory; by default that of the CPU alone.
+        metrics: where to count.
 
     Raises:
         ConfigurationError: a model is there twice, or exceeds the memory budget even alone.
@@ -63,18 +67,20 @@ class LocalEngine:
         *,
         further: Sequence[ServedModel] = (),
         gauge: MemoryGauge | None = None,
+        metrics: EngineMetrics | None = None,
     ) -> None:
         self._options = options
         # A minute, and a second for every 50 of audio: decoding and voice activity run at several hundred × realtime.
         limits = Limits(cpu_seconds=60 + int(options.max_audio_seconds / 50), audio_seconds=options.max_audio_seconds)
         self._pool = DecoderPool(stages=(STAGE,), limits=limits)
         self._fleet = Fleet(
-            (ServedModel(card, options.model), *further),
+            (ServedModel(card, options.model, options.margin), *further),
             FleetOptions(
                 batch_size=options.batch_size,
                 load_timeout_secs=options.load_timeout_secs,
                 memory_budget=options.memory_budget,
                 gauge=gauge or MemoryGauge(),
+                metrics=metrics or EngineMetrics(),
             ),
         )
         self._dispatcher = self._fleet.default.dispatcher
@@ -185,9 +191,12 @@ class LocalEngine:
                     model=model.card.name,
                     language=language,
                     beam_size=self._options.beam_size,
+                    margin=model.margin,
                 )
                 async with aclosing(relay(pipeline.run(), lease)) as events:
                     async for event in events:
+                        if isinstance(event, Done):
+                            model.dispatcher.metrics.audio_seconds.inc(event.statistics.audio_seconds)
                         yield event
         finally:
             self._requests -= 1

@@ -8,7 +8,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class EngineMetrics:
-    """Series of one engine.
+    """The series of one engine, each by model.
 
     Attributes:
         audio_seconds: of recordings that were transcribed to their end.
@@ -16,47 +16,54 @@ class EngineMetrics:
         batch_seconds: from a batch's sending to its answer.
         batch_rows: chunks in a batch.
         batch_context_seconds: what the encoder saw of each.
-        model_seconds: wall time inside CTranslate2; against the batches' seconds it says what the rest costs.
-        verdicts: what the quality gate thought of decoded chunks, by context (short or full).
+        model_seconds: wall time inside CTranslate2; against ``batch_seconds`` it says what all the rest costs.
+        verdicts: what the quality gate thought of decoded chunks, also by context (short or full).
         halvings: batches that did not fit the memory.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         registry = registry or CollectorRegistry()
-        self.registry = registry
-        self.audio_seconds = Counter(
-            "metalscribe_audio_seconds", "Seconds of recordings transcribed to their end", registry=registry
+
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(f"metalscribe_{name}", documentation, ("model", *labels), registry=registry)
+
+        def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"metalscribe_{name}", documentation, ("model",), registry=registry, buckets=buckets)
+
+        self.audio_seconds = counter("audio_seconds", "Seconds of recordings transcribed to their end")
+        self.queue_seconds = histogram(
+            "queue_wait_seconds", "Seconds from a chunk's arrival in the queue to its batch", _SECONDS
         )
-        self.queue_seconds = Histogram(
-            "metalscribe_queue_wait_seconds",
-            "Seconds from a chunk's arrival in the queue to its batch",
-            registry=registry,
-            buckets=_SECONDS,
+        self.batch_seconds = histogram(
+            "batch_seconds", "Seconds from handing a batch to the model to its answer", _SECONDS
         )
-        self.batch_seconds = Histogram(
-            "metalscribe_batch_seconds",
-            "Seconds from handing a batch to the model to its answer",
-            registry=registry,
-            buckets=_SECONDS,
+        self.batch_rows = histogram("batch_rows", "Chunks decoded in one batch", (1, 2, 4, 8, 16, 32, 64))
+        self.batch_context_seconds = histogram(
+            "batch_context_seconds",
+            "Seconds of audio and margin that the encoder saw of a chunk",
+            (5, 10, 15, 20, 25, 30),
         )
-        self.batch_rows = Histogram(
-            "metalscribe_batch_rows", "Chunks decoded in one batch", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
+        self.model_seconds = counter("model_seconds", "Seconds that the model's process spent inside CTranslate2")
+        self.verdicts = counter(
+            "gate_verdicts", "What the quality gate thought of decoded chunks", "verdict", "context"
         )
-        self.batch_context_seconds = Histogram(
-            "metalscribe_batch_context_seconds",
-            "Encoder context of the chunks of a batch; 30 without adaptive context",
-            registry=registry,
-            buckets=(5, 10, 15, 20, 25, 30),
-        )
-        self.model_seconds = Counter(
-            "metalscribe_model_seconds", "Seconds that the model's process spent inside CTranslate2", registry=registry
-        )
-        self.verdicts = Counter(
-            "metalscribe_gate_verdicts",
-            "What the quality gate thought of decoded chunks",
-            ["verdict", "context"],
-            registry=registry,
-        )
-        self.halvings = Counter(
-            "metalscribe_batch_halvings", "Batches that did not fit the memory and were halved", registry=registry
-        )
+        self.halvings = counter("batch_halvings", "Batches that did not fit the memory and were halved")
+
+
+class ModelMetrics:
+    """The same series for one model, as :class:`EngineMetrics` names them."""
+
+    def __init__(self, metrics: EngineMetrics, model: str) -> None:
+        self._verdicts = metrics.verdicts
+        self._model = model
+        self.audio_seconds = metrics.audio_seconds.labels(model)
+        self.queue_seconds = metrics.queue_seconds.labels(model)
+        self.batch_seconds = metrics.batch_seconds.labels(model)
+        self.batch_rows = metrics.batch_rows.labels(model)
+        self.batch_context_seconds = metrics.batch_context_seconds.labels(model)
+        self.model_seconds = metrics.model_seconds.labels(model)
+        self.halvings = metrics.halvings.labels(model)
+
+    def judged(self, verdict: str, *, full: bool) -> None:
+        """The quality gate has judged a chunk that was decoded with the whole window, or a shortened one."""
+        self._verdicts.labels(self._model, verdict, "full" if full else "short").inc()

@@ -28,11 +28,28 @@ _PHRASES: Final = frozenset(
         *("grazie a tutti", "grazie per aver guardato il video", "sottotitoli e revisione a cura di qtss"),
         # Slavic languages
         *("продолжение следует", "субтитры сделал dimatorzok", "субтитры создавал dimatorzok", "спасибо за просмотр"),
-        *("редактор субтитров асемкин корректор аегорова", "дякую за перегляд", "napisy stworzone przez społeczność amaraorg"),
+        *(
+            "редактор субтитров асемкин корректор аегорова",
+            "дякую за перегляд",
+            "napisy stworzone przez społeczność amaraorg",
+        ),
         *("dziękuję za uwagę", "dziękuję za oglądanie", "titulky vytvořil johnyx"),
         # Others
-        *("ご視聴ありがとうございました", "字幕by索兰娅", "字幕由amaraorg社区提供", "请不吝点赞订阅转发打赏支持明镜与点点栏目"),
-        *("謝謝觀看", "谢谢观看", "시청해주셔서 감사합니다", "mbc 뉴스 이덕영입니다", "이덕영입니다", "altyazı mk", "izlediğiniz için teşekkürler"),
+        *(
+            "ご視聴ありがとうございました",
+            "字幕by索兰娅",
+            "字幕由amaraorg社区提供",
+            "请不吝点赞订阅转发打赏支持明镜与点点栏目",
+        ),
+        *(
+            "謝謝觀看",
+            "谢谢观看",
+            "시청해주셔서 감사합니다",
+            "mbc 뉴스 이덕영입니다",
+            "이덕영입니다",
+            "altyazı mk",
+            "izlediğiniz için teşekkürler",
+        ),
         *("اشتركوا في القناة", "ترجمة نانسي قنقر", "undertexter från amaraorggemenskapen", "tack för att ni tittade"),
     }
 )

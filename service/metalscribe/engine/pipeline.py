@@ -201,7 +201,7 @@ class Pipeline:
             language = (await asyncio.shield(self._settled_language))[0]
         try:
             settled = await self._settler.settle(
-                chunk.start, chunk.length, language, voiced=chunk.voiced, cut=chunk.cut
+                chunk.start, chunk.length, language, voiced=chunk.voiced, cuts=chunk.cuts
             )
         except BaseException as error:
             if first and not self._settled_language.done():

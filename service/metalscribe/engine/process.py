@@ -132,4 +132,5 @@ def _environment() -> dict[str, str]:
     prefixes = ("CUDA_", "NVIDIA_", "OMP_", "MKL_", "CT2_", "LC_")
     names = {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", "TZ"}
     kept = {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
-    return kept | {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    # Features need one thread; those of numpy's library would only spin beside the model's.
+    return kept | {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}

@@ -146,9 +146,7 @@ class Scheduler:
     def _by_urgency(self, rate: float) -> list[WaitingRow]:
         now = self._clock()
         # Among equals the request that is done soonest; a stable sort, so that rows of one request keep their order.
-        return sorted(
-            self._rows, key=lambda waiting: (-waiting.response_ratio(now, rate), waiting.ticket.audio_left)
-        )
+        return sorted(self._rows, key=lambda waiting: (-waiting.response_ratio(now, rate), waiting.ticket.audio_left))
 
 
 def _rounded(context: int, step: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from metalscribe.engine.context import (
     FULL_CONTEXT,
+    SLOWEST_TOKENS_PER_SECOND,
     Attempt,
     Verdict,
     best_of,
@@ -22,8 +24,11 @@ from metalscribe.engine.scheduler import Ticket
 from metalscribe.media.pcm import SAMPLE_RATE
 from metalscribe.transcript import Decision
 
-_RECUT_GAIN = 1.15
-"""Cut in two, a chunk has to say so much more before it is believed that something was skipped."""
+_RECUT_GAIN: Final = 1.15
+"""Cut in parts, a chunk has to say so much more before it is believed that something was skipped."""
+
+_SLOWER: Final = 0.8
+"""How much slower yet a slow speaker may become."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +65,25 @@ class Settler:
     margin: float | None
     on_outcome: Callable[[Outcome], None]
     decisions: list[Decision] = field(default_factory=list)
+    _slowest: float = SLOWEST_TOKENS_PER_SECOND
 
     async def settle(
-        self, start: int, length: int, language: str | None, *, voiced: float | None = None, cut: int = 0
+        self,
+        start: int,
+        length: int,
+        language: str | None,
+        *,
+        voiced: float | None = None,
+        cuts: Sequence[int] = (),
     ) -> list[Settled]:
-        """Decode a chunk; one result, or two where it had to be cut.
+        """Decode a chunk; one result, or several where it had to be cut.
 
         Args:
-            start, length: in samples of the ring's axis.
+            start: in samples of the ring's axis.
+            length: in samples.
             language: code, None to detect it.
             voiced: seconds of voice, None where unknown.
-            cut: where to cut it if the model skips part of it, in samples from its start; 0 where it cannot be cut.
+            cuts: where it may be cut if the model skips part of it, in samples from its start.
         """
         results: list[RowDone] = []
         for attempt in ladder(context_frames(length, self.margin)):
@@ -82,8 +95,11 @@ class Settler:
             results.append(result)
             if verdict is Verdict.SKIPPED:
                 # Sampling does not bring back what was skipped; cutting the chunk elsewhere does.
-                parts = await self._in_two(start, length, language, result, cut) if cut else None
-                return parts or [Settled(start, length, result, empty=False, temperature=attempt.temperature)]
+                parts = await self._in_parts(start, length, language, voiced, cuts) if cuts else []
+                if sum(_tokens(part) for part in parts) > _RECUT_GAIN * len(result.tokens):
+                    return parts
+                self._slow_speaker(result, voiced)
+                return [Settled(start, length, result, empty=False, temperature=attempt.temperature)]
         return [Settled(start, length, best_of(results), empty=False, temperature=attempt.temperature)]
 
     async def once(self, start: int, length: int, language: str | None, previous: tuple[int, ...]) -> Settled:
@@ -101,16 +117,28 @@ class Settler:
             results.append(result)
         return Settled(start, length, best_of(results), empty=False, temperature=attempt.temperature)
 
-    async def _in_two(
-        self, start: int, length: int, language: str | None, whole: RowDone, cut: int
-    ) -> list[Settled] | None:
-        """Decode both halves; None where they do not say more than the whole did."""
-        halves = await asyncio.gather(
-            self.settle(start, cut, language), self.settle(start + cut, length - cut, language)
+    async def _in_parts(
+        self, start: int, length: int, language: str | None, voiced: float | None, cuts: Sequence[int]
+    ) -> list[Settled]:
+        """Decode what lies before and after the cut that is nearest to the middle; each may be cut again."""
+        cut = min(cuts, key=lambda place: abs(place - length // 2))
+        density = (voiced or 0.0) / length
+        before, after = await asyncio.gather(
+            self.settle(start, cut, language, voiced=density * cut, cuts=[place for place in cuts if place < cut]),
+            self.settle(
+                start + cut,
+                length - cut,
+                language,
+                voiced=density * (length - cut),
+                cuts=[place - cut for place in cuts if place > cut],
+            ),
         )
-        parts = [settled for half in halves for settled in half]
-        said = sum(len(settled.result.tokens) for settled in parts if not settled.empty)
-        return parts if said > _RECUT_GAIN * len(whole.tokens) else None
+        return [*before, *after]
+
+    def _slow_speaker(self, result: RowDone, voiced: float | None) -> None:
+        """Nothing was skipped: whoever speaks here speaks slowly, and is not to be suspected again."""
+        if voiced:
+            self._slowest = min(self._slowest, _SLOWER * len(result.tokens) / voiced)
 
     async def _decode(
         self, start: int, length: int, language: str | None, attempt: Attempt, options: DecodeOptions
@@ -133,8 +161,8 @@ class Settler:
         return outcome.result
 
     def _judge(self, start: int, length: int, result: RowDone, attempt: Attempt, voiced: float | None) -> Verdict:
-        verdict = judge(result, attempt, voiced)
-        self.dispatcher.metrics.verdicts.labels(verdict.value, "full" if attempt.full else "short").inc()
+        verdict = judge(result, attempt, voiced, self._slowest)
+        self.dispatcher.metrics.judged(verdict.value, full=attempt.full)
         self.decisions.append(
             Decision(
                 start=start / SAMPLE_RATE,
@@ -150,3 +178,7 @@ class Settler:
             )
         )
         return verdict
+
+
+def _tokens(settled: Settled) -> int:
+    return 0 if settled.empty else len(settled.result.tokens)

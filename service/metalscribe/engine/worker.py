@@ -52,8 +52,7 @@ _Samples = NDArray[np.float32]
 
 
 class Worker:
-    """Reads messages on one thread, computes features ahead on another, runs batches on the main one, tells that it lives
-    on the last.
+    """Reads messages on one thread, computes features ahead on another, runs batches on the main one, lives on the last.
 
     CTranslate2 releases Python's lock, so features of what comes next are computed while it works.
     """
@@ -95,7 +94,9 @@ class Worker:
             )
             loaded = time.perf_counter()
             # The first batch pays for what is set up late (CUDA kernels, memory pools): pay it here.
-            silence = Clip(0, model.features(np.zeros(16_000, np.float32)), 1.0, "en", DecodeOptions(words=True), MAX_TOKENS)
+            silence = Clip(
+                0, model.features(np.zeros(16_000, np.float32)), 1.0, "en", DecodeOptions(words=True), MAX_TOKENS
+            )
             for _ in model.decode([silence], Search(), FULL_CONTEXT):
                 pass
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
@@ -167,7 +168,8 @@ class Worker:
                         self._batches.put(message)
                     case Prepare(rows=rows):
                         for row in rows:
-                            self._prepared[row.row] = future = Future()
+                            future: Future[_Samples | None] = Future()
+                            self._prepared[row.row] = future
                             self._announced.put((row, future))
                     case OpenSource(source=source, capacity=capacity):
                         shared = mmap.mmap(descriptors[0], capacity * 4, prot=mmap.PROT_READ)

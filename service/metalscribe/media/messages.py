@@ -99,14 +99,14 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
     Attributes:
         pieces: where they come from.
         voiced: seconds of voice among them; None where nobody listened for it.
-        cut: where they are best cut in two, in samples from their start; 0 where nobody knows.
+        cuts: where they may be cut, in samples from their start, growing.
     """
 
     start: int
     length: int
     pieces: list[Piece]
     voiced: float | None = None
-    cut: int = 0
+    cuts: tuple[int, ...] = ()
 
 
 class Decoded(msgspec.Struct, frozen=True, tag="decoded"):

@@ -55,7 +55,12 @@ class Output(Protocol):
     """Where a stage puts its samples."""
 
     def put(
-        self, samples: NDArray[np.float32], pieces: list[Piece], *, voiced: float | None = None, cut: int = 0
+        self,
+        samples: NDArray[np.float32],
+        pieces: list[Piece],
+        *,
+        voiced: float | None = None,
+        cuts: tuple[int, ...] = (),
     ) -> None:
         """Hand on a chunk, float32[n]; waits while the ring is full. See :class:`metalscribe.media.messages.Chunk`."""
 
@@ -104,7 +109,12 @@ class _RingOutput:
         self._released = 0
 
     def put(
-        self, samples: NDArray[np.float32], pieces: list[Piece], *, voiced: float | None = None, cut: int = 0
+        self,
+        samples: NDArray[np.float32],
+        pieces: list[Piece],
+        *,
+        voiced: float | None = None,
+        cuts: tuple[int, ...] = (),
     ) -> None:
         if samples.size > self._capacity:
             raise ValueError(f"a chunk of {samples.size} samples does not fit a ring of {self._capacity}")
@@ -113,7 +123,7 @@ class _RingOutput:
         first = min(samples.size, self._capacity - start)
         self._ring[start : start + first] = samples[:first]
         self._ring[: samples.size - first] = samples[first:]
-        self._channel.send(Chunk(self._end, samples.size, pieces, voiced, cut))
+        self._channel.send(Chunk(self._end, samples.size, pieces, voiced, cuts))
         self._end += samples.size
 
     def _make_room(self, wanted: int) -> None:
