@@ -98,11 +98,14 @@ class MemoryBudget:
         begin = self._clock()
         self._queue.append(tenant)
         try:
-            while not self._admitted(tenant, patient=self._clock() - begin < self._patience):
-                # The timeout is for the patience alone; everything else is told by `changed`.
+            while True:
+                change = self._change  # before the question: what happens in answer to it must not be missed
+                left = self._patience - (self._clock() - begin)
+                if self._admitted(tenant, patient=left > 0):
+                    return
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.05, self._patience - (self._clock() - begin))):
-                        await self._change.wait()
+                    async with asyncio.timeout(left if left > 0 else None):
+                        await change.wait()
         finally:
             self._queue.remove(tenant)
             self.changed()
