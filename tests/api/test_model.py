@@ -169,7 +169,7 @@ def test_a_wrong_order_is_named(service: Service, path: str, options: dict[str, 
 
 def test_an_order_may_come_in_the_query_or_in_json(service: Service) -> None:
     for options in ({"params": {"model": "demo"}}, {"json": {"model": "demo"}}, {"json": {"model": None}}, {}):
-        assert service.client().post("/model/load", **options).status_code == 202  # type: ignore[arg-type]
+        assert service.client().post("/model/load", **options).status_code == 202
 
 
 def test_unloading_waits_for_work(start: Start, long_wav: bytes) -> None:

@@ -15,6 +15,7 @@ import gc
 import os
 import random
 import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -43,6 +44,9 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 REQUESTS = int(os.environ.get("CHAOS_REQUESTS", "1000"))
 SEED = int(os.environ.get("CHAOS_SEED", "20260501"))
 AT_ONCE = 12
+STUCK_SECONDS = 90.0
+"""Far beyond what any request here can take, on a machine however busy."""
+
 WARM_UP = max(100, REQUESTS // 5)
 MIB = 2**20
 SAMPLE = Path(lifecycle.__file__).parents[1] / "samples" / "sample.flac"
@@ -67,17 +71,23 @@ class Chaos:
     orders: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def learn(self) -> None:
-        """What each clip says while nothing disturbs."""
+        """What each clip says while nothing disturbs; those that the gate sent back are left out: sampling has moods."""
         for clip in self.clips:
-            self.expected[clip.path, clip.vad] = await self.text(clip)
+            done = await self.transcribe(clip)
+            if not done.statistics.retries:
+                self.expected[clip.path, clip.vad] = done.transcript.text
+        self.clips = [clip for clip in self.clips if (clip.path, clip.vad) in self.expected]
+        assert len(self.clips) >= 2
+
+    async def transcribe(self, request: TranscriptionRequest) -> Done:
+        last = None
+        async for event in self.engine.transcribe(request):
+            last = event
+        assert isinstance(last, Done)
+        return last
 
     async def text(self, request: TranscriptionRequest) -> str:
-        text = None
-        async for event in self.engine.transcribe(request):
-            if isinstance(event, Done):
-                text = event.transcript.text
-        assert text is not None
-        return text
+        return (await self.transcribe(request)).transcript.text
 
     async def run(self, count: int) -> None:
         left = iter(range(count))
@@ -100,13 +110,18 @@ class Chaos:
         if self.dice.random() < 0.15:
             asyncio.get_running_loop().call_later(self.dice.random() * 0.3, task.cancel)
         try:
-            assert await task == self.expected[clip.path, clip.vad]
+            async with asyncio.timeout(STUCK_SECONDS):
+                text = await task
+            assert text == self.expected[clip.path, clip.vad]
             self.outcomes["done"] += 1
+        except TimeoutError:
+            for other in asyncio.all_tasks():
+                other.print_stack()
+            pytest.fail(f"a request is stuck: {self.engine.models}")
         except asyncio.CancelledError:
             self.outcomes["cancelled"] += 1
         except (ModelUnavailable, EngineFailed) as error:
-            assert error.detail
-            self.outcomes[error.code] += 1
+            self.outcomes[error.code if error.detail else "an error without a reason"] += 1
 
     def disturb(self) -> None:
         (action,) = self.dice.choices(["load", "unload", "force", "kill", "stop"], [8, 8, 3, 3, 0.3])
@@ -245,9 +260,10 @@ async def test_a_thousand_requests_against_everything(
         "after": after,
     }
     for name, value in figures.items():
-        record_property(name, value)
-        print(name, value)
+        record_property(name, value)  # with --junit-xml
+        sys.stdout.write(f"{name}: {value}\n")  # with -s
     assert sum(chaos.outcomes.values()) == REQUESTS
+    assert set(chaos.outcomes) <= {"done", "cancelled", "model_unloaded", "model_unavailable", "engine_failed"}
     assert chaos.outcomes["done"] > REQUESTS / 2
     for what in ("loads", "load_failures", "unloads", "evictions", "deaths"):
         assert sum(getattr(counter, what) for counter in counters) >= REQUESTS / 100, what
@@ -264,16 +280,18 @@ async def test_the_real_model_bears_the_same(
     demo_model: Path, clips: list[TranscriptionRequest], record_property: Callable[[str, object], None]
 ) -> None:
     process = ModelProcessOptions(path=demo_model, name="demo", device="cpu", gpu_poll_interval_secs=0.05)
+    count = REQUESTS // 40
     # One row a batch: texts must not depend on what else happens to be in it.
     engine = LocalEngine(describe(demo_model, name="demo"), EngineOptions(model=process, batch_size=1))
     chaos = Chaos(engine, [clip for clip in clips if clip.vad], {"demo": 1.0}, random.Random(SEED))
     async with running(engine):
         await chaos.learn()
-        await chaos.run(REQUESTS // 20)
+        await chaos.run(count)
         await quiet(engine)
+        before = dict(chaos.expected)
         await chaos.learn()
+        assert chaos.expected == before
     record_property("outcomes", dict(chaos.outcomes))
-    print(chaos.outcomes, chaos.actions, engine.models[0].counters)
-    assert sum(chaos.outcomes.values()) == REQUESTS // 20
-    assert chaos.outcomes["done"] > REQUESTS / 40
+    assert sum(chaos.outcomes.values()) == count
+    assert chaos.outcomes["done"] > count / 2
     assert chaos.actions.total()

@@ -47,7 +47,9 @@ class Clock:
 class Model(ModelLifecycle):
     """A model and what became of it."""
 
-    def __init__(self, script: Script, surroundings: Surroundings, load_timeout_secs: float, options: dict[str, object]):
+    def __init__(
+        self, script: Script, surroundings: Surroundings, load_timeout_secs: float, options: dict[str, object]
+    ):
         self.script = script
         self.history = [U]
         super().__init__(
@@ -439,7 +441,11 @@ async def test_closing_tells_everybody(make: Make) -> None:
 
 async def test_a_model_that_finds_no_memory_sends_an_idle_one_away(make: Make, clock: Clock) -> None:
     budget = MemoryBudget(0, clock=clock)
-    idle, busy, newcomer = make(name="idle", budget=budget), make(name="busy", budget=budget), make("oom", budget=budget)
+    idle, busy, newcomer = (
+        make(name="idle", budget=budget),
+        make(name="busy", budget=budget),
+        make("oom", budget=budget),
+    )
     idle.load()
     await idle.becomes(R)
     async with held(busy), held(newcomer):

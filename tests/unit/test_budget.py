@@ -137,7 +137,9 @@ async def test_after_its_patience_the_longest_loaded_busy_one_is_told_to_go() ->
 
 
 async def test_one_that_can_never_fit() -> None:
-    with pytest.raises(TooLarge, match=r"the model huge takes about 101 MiB, more than METALSCRIBE_MEMORY_BUDGET_MB=100"):
+    with pytest.raises(
+        TooLarge, match=r"the model huge takes about 101 MiB, more than METALSCRIBE_MEMORY_BUDGET_MB=100"
+    ):
         await Tenant("huge", 101 * MIB, budget_of(100)).load()
 
 

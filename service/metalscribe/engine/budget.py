@@ -9,6 +9,7 @@ finishes those it has and goes, and its new requests queue for memory in their t
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
@@ -79,6 +80,7 @@ class MemoryBudget:
         self._patience = patience
         self._tenants: dict[str, Tenant] = {}
         self._queue: list[Tenant] = []
+        self._departures: Counter[str] = Counter()
         self._change = asyncio.Event()
 
     @property
@@ -113,6 +115,7 @@ class MemoryBudget:
     def leave(self, tenant: Tenant) -> None:
         """Its process is gone."""
         if self._tenants.pop(tenant.name, None) is not None:
+            self._departures[tenant.name] += 1
             self.changed()
 
     def changed(self) -> None:
@@ -143,8 +146,10 @@ class MemoryBudget:
         if not idle:
             return False
         leaving = idle[0]
+        # Counted, since it may be back by the time that this is told.
+        departures = self._departures[leaving.name]
         self._evict(leaving, newcomer)
-        while self._tenants.get(leaving.name) is leaving:
+        while self._departures[leaving.name] == departures:
             await self._change.wait()
         return True
 
