@@ -106,3 +106,17 @@ def test_a_state_directory_that_cannot_be(refused: Refused, tmp_path: Path) -> N
     for place in ("file", "file/below"):
         said = refused(2, STATE_DIR=tmp_path / place)
         assert "METALSCRIBE_STATE_DIR" in said or str(tmp_path / "file") in said
+
+
+def test_a_further_model_that_is_not_here(refused: Refused) -> None:
+    assert "'gibberish'" in refused(1, MODELS="gibberish")
+
+
+def test_a_model_that_is_there_twice(refused: Refused, demo_model: Path) -> None:
+    assert "two models are called demo" in refused(2, MODELS="demo")
+
+
+def test_a_model_that_exceeds_the_memory_budget(refused: Refused) -> None:
+    said = refused(2, MEMORY_BUDGET_MB=150)
+    assert "the model demo takes about" in said
+    assert "METALSCRIBE_MEMORY_BUDGET_MB=150" in said

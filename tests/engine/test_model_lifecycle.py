@@ -218,7 +218,7 @@ async def test_unloading_waits_for_requests_and_those_that_come_meanwhile_load_i
         await model.becomes(X)
         late = asyncio.create_task(leasing(model))
         assert model.serving, "the request under way is to be finished"
-        assert "1 requests finish first" in model.detail
+        assert "finish first: 1" in model.detail
         for _ in range(20):
             await asyncio.sleep(0)
         assert not any(task.done() for task in (*orders, late))

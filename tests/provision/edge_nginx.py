@@ -219,7 +219,7 @@ class _Application:
             await self._websocket(receive, send)
         elif scope["path"] == "/too-large":
             await _refuse(receive, send)
-        elif scope["path"] == "/jobs/1/stream":
+        elif scope["path"] in {"/jobs/1/stream", "/model/events"}:
             await self._stream(send)
         elif scope["path"] == "/transcribe":
             await _answer(send, str(await self._received(receive)).encode())

@@ -106,9 +106,10 @@ def test_nginx_refuses_what_is_far_too_large(edge: Edge, client: httpx.Client) -
         _expect_problem(response, 413, "too_large")
 
 
-def test_events_pass_as_they_come(edge: Edge, client: httpx.Client) -> None:
+@pytest.mark.parametrize("path", ["/jobs/1/stream", "/model/events"])
+def test_events_pass_as_they_come(edge: Edge, client: httpx.Client, path: str) -> None:
     edge.service.proceed.clear()
-    with client.stream("GET", "/jobs/1/stream") as response:
+    with client.stream("GET", path) as response:
         received = response.iter_bytes()
         assert next(received) == b"event: progress\n\n"
         edge.service.proceed.set()
@@ -139,8 +140,23 @@ def test_metrics_are_for_their_networks(edge: Edge, path: str) -> None:
     _allowed_and_refused(edge, path)
 
 
+def test_the_models_states_are_for_everybody_with_a_key(edge: Edge) -> None:
+    with edge.client("127.0.0.5") as client:
+        assert client.get("/model/status").json()["path"] == "/model/status"
+        assert client.get("/model/statuses").status_code == 403
+
+
 @pytest.mark.parametrize(
-    "path", ["/model/load", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/static-offline-docs/swagger-ui.css"]
+    "path",
+    [
+        "/model/load",
+        "/model/unload",
+        "/model/load/../unload",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/openapi.json",
+        "/static-offline-docs/swagger-ui.css",
+    ],
 )
 def test_administration_is_for_its_networks(edge: Edge, path: str) -> None:
     _allowed_and_refused(edge, path)

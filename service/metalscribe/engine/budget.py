@@ -9,6 +9,7 @@ finishes those it has and goes, and its new requests queue for memory in their t
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
@@ -31,7 +32,7 @@ class Tenant(Protocol):
 
     @property
     def memory_needed(self) -> int:
-        """Bytes that it takes or will take: measured where it ever was, else estimated."""
+        """Bytes that it takes now, or will take: as measured after it was last loaded, else estimated."""
 
     @property
     def evictable(self) -> bool:
@@ -79,6 +80,7 @@ class MemoryBudget:
         self._patience = patience
         self._tenants: dict[str, Tenant] = {}
         self._queue: list[Tenant] = []
+        self._departures: Counter[str] = Counter()
         self._change = asyncio.Event()
 
     @property
@@ -98,11 +100,14 @@ class MemoryBudget:
         begin = self._clock()
         self._queue.append(tenant)
         try:
-            while not self._admitted(tenant, patient=self._clock() - begin < self._patience):
-                # The timeout is for the patience alone; everything else is told by `changed`.
+            while True:
+                change = self._change  # before the question: what happens in answer to it must not be missed
+                left = self._patience - (self._clock() - begin)
+                if self._admitted(tenant, patient=left > 0):
+                    return
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.05, self._patience - (self._clock() - begin))):
-                        await self._change.wait()
+                    async with asyncio.timeout(left if left > 0 else None):
+                        await change.wait()
         finally:
             self._queue.remove(tenant)
             self.changed()
@@ -110,6 +115,7 @@ class MemoryBudget:
     def leave(self, tenant: Tenant) -> None:
         """Its process is gone."""
         if self._tenants.pop(tenant.name, None) is not None:
+            self._departures[tenant.name] += 1
             self.changed()
 
     def changed(self) -> None:
@@ -140,8 +146,10 @@ class MemoryBudget:
         if not idle:
             return False
         leaving = idle[0]
+        # Counted, since it may be back by the time that this is told.
+        departures = self._departures[leaving.name]
         self._evict(leaving, newcomer)
-        while self._tenants.get(leaving.name) is leaving:
+        while self._departures[leaving.name] == departures:
             await self._change.wait()
         return True
 

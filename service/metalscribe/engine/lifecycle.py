@@ -139,7 +139,7 @@ class ModelLifecycle:
         self.counters = LifecycleCounters()
         self.memory: int | None = None
         self.memory_estimate = estimate(options.path, options.compute_type)
-        self._memory_measured = 0
+        self._memory_when_loaded = 0
         self._baseline: int | None = None
         self._leases: set[Lease] = set()
         self._process: ModelProcess | None = None
@@ -283,8 +283,8 @@ class ModelLifecycle:
 
     @property
     def memory_needed(self) -> int:
-        """Bytes that it takes or will take: measured where it ever was, else estimated."""
-        return self.memory or self._memory_measured or self.memory_estimate
+        """Bytes that it takes now, or will take: as measured after it was last loaded, else estimated."""
+        return self.memory or self._memory_when_loaded or self.memory_estimate
 
     @property
     def idle_seconds_left(self) -> float | None:
@@ -301,8 +301,12 @@ class ModelLifecycle:
 
     async def measure(self) -> None:
         """Measure how much memory the process takes now; None where there is none, or that is not known."""
-        if self._process is not None and self.loaded is not None and self.serving:
-            await self._measure(self._process, self.loaded.device)
+        process, loaded = self._process, self.loaded
+        if process is None or loaded is None or not self.serving:
+            return
+        used = await self._around.gauge.used(process.pid, loaded.device, self._baseline)
+        if used is not None and self._process is process:
+            self.memory = used
 
     async def settled(self, patience: float) -> None:
         """Wait until the model is not loading any more, for ``patience`` seconds at most."""
@@ -342,7 +346,7 @@ class ModelLifecycle:
             if at_once:
                 self._end_life()
         elif self.serving and self.in_use and not at_once:
-            self._change(ModelState.UNLOADING, f"{reason}; {self.requests} requests finish first")
+            self._change(ModelState.UNLOADING, f"{reason}; requests that finish first: {self.requests}")
         else:
             self.serving = False
             self._change(ModelState.UNLOADING, reason)
@@ -450,7 +454,10 @@ class ModelLifecycle:
         return failure
 
     async def _load(self) -> LoadFailed | None:
-        baseline = await self._unless_stopped(self._around.gauge.card_used())
+        gauge = self._around.gauge
+        self._baseline = None
+        if self._options.device != "cpu":
+            self._baseline = await self._unless_stopped(gauge.card_used())
         self._since = self._around.clock()
         # Not given up when told to stop: a process that is half started could not be ended.
         process = self._process = await ModelProcess.start(self._options)
@@ -466,7 +473,6 @@ class ModelLifecycle:
             deadline.cancel()
         self._since = None
         self.loaded = message
-        self._baseline = baseline
         _log.info(
             "model loaded",
             model=self.name,
@@ -474,14 +480,11 @@ class ModelLifecycle:
             compute_type=message.compute_type,
             load_seconds=round(message.load_seconds, 3),
         )
-        await self._unless_stopped(self._measure(process, message.device))
+        # Now and not later: batches add to it, and what they take is not what the model needs to be loaded.
+        self.memory = await self._unless_stopped(gauge.used(process.pid, message.device, self._baseline))
+        self._memory_when_loaded = self.memory or 0
         self._around.budget.rebalance(self)
         return None
-
-    async def _measure(self, process: ModelProcess, device: str) -> None:
-        used = await self._around.gauge.used(process.pid, device, self._baseline)
-        if used is not None and self._process is process:
-            self.memory = self._memory_measured = used
 
     async def _serve(self) -> str:
         """Pass on what the process says until it is gone; returns why, where that was not by order."""

@@ -27,15 +27,14 @@ async def relay(events: AsyncGenerator[Event], lease: Lease) -> AsyncGenerator[E
     room = asyncio.Semaphore(_AHEAD)
 
     async def pump() -> None:
-        try:
-            async with aclosing(events):
-                async for event in events:
-                    await room.acquire()
-                    queue.put_nowait(event)
-        finally:
-            queue.put_nowait(None)
+        async with aclosing(events):
+            async for event in events:
+                await room.acquire()
+                queue.put_nowait(event)
 
     task = asyncio.create_task(pump(), name="request")
+    # Not a `finally` of the task's own: one that is cancelled before its first step never comes to that.
+    task.add_done_callback(lambda _: queue.put_nowait(None))
     lease.on_revoked = task.cancel
     if lease.revoked is not None:
         task.cancel()
