@@ -14,11 +14,12 @@ from typing import Any, Final
 import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry
 from slowapi.errors import RateLimitExceeded
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metalscribe.api import health, model, native, problems
+from metalscribe.api import health, metrics, model, native, problems
 from metalscribe.api.auth import Authenticator
 from metalscribe.api.limits import RateLimits
 from metalscribe.api.requests import RequestLog
@@ -29,6 +30,7 @@ from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
 from metalscribe.engine.margins import margin_for
 from metalscribe.engine.memory import MemoryGauge
+from metalscribe.engine.metrics import EngineCollector, EngineMetrics
 from metalscribe.engine.weights import describe, resolve
 from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.gpu.nvml import Nvml
@@ -46,12 +48,13 @@ _PRELOAD_PATIENCE_SECONDS: Final = 120.0
 _log = structlog.get_logger(__name__)
 
 
-def build_engine(settings: Settings, gpu: GpuWatch | None = None) -> LocalEngine:
+def build_engine(settings: Settings, gpu: GpuWatch | None = None, metrics: EngineMetrics | None = None) -> LocalEngine:
     """The engine for these settings; does not load a model yet.
 
     Args:
         settings: the service's.
         gpu: tells how much of a GPU's memory models take.
+        metrics: where the engine counts.
 
     Raises:
         ModelMissing: a model is not on this machine, or is damaged.
@@ -74,6 +77,7 @@ def build_engine(settings: Settings, gpu: GpuWatch | None = None) -> LocalEngine
         ),
         further=further,
         gauge=MemoryGauge(gpu),
+        metrics=metrics,
     )
 
 
@@ -103,7 +107,9 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     """Everything that lives as long as the service does, started before it listens and closed after it stopped."""
     nvml = Nvml()
     gpu = GpuWatch(nvml)
-    engine = build_engine(settings, gpu)
+    registry = CollectorRegistry()
+    engine = build_engine(settings, gpu, EngineMetrics(registry))
+    registry.register(EngineCollector(engine))
     async with AsyncExitStack() as stack:
         stack.callback(nvml.close)
         uploads = stack.enter_context(_uploads(settings))
@@ -138,6 +144,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         app.include_router(native.router(services))
         app.include_router(health.router(services))
         app.include_router(model.router(services))
+        app.include_router(metrics.router(services, registry))
         stack.push_async_callback(engine.close)
         await engine.start()
         if settings.preload:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends
@@ -18,10 +20,11 @@ from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.requests import note
 from metalscribe.api.services import Services
+from metalscribe.api.streaming import stream
 from metalscribe.api.uploads import receive
 from metalscribe.api.work import fingerprint
 from metalscribe.errors import EngineFailed, InvalidParameter
-from metalscribe.render import MEDIA_TYPES, Format, render, to_json
+from metalscribe.render import MEDIA_TYPES, Format, debug_json, render, to_json
 from metalscribe.store.identity import ApiKey, Scope
 from metalscribe.transcript import Done, TranscriptionRequest
 
@@ -66,6 +69,10 @@ def router(services: Services) -> APIRouter:
             wanted = options.to_request(upload.path, name=upload.name, served=services.model_names, weight=key.weight)
             mark = fingerprint(upload.sha256, options.model_dump())
 
+            if options.stream:
+                _refuse_idempotency(request)
+                return await _stream(services, request, wanted, options, begin, upload.hand_over())
+
             async def answer() -> Response:
                 with upload.hand_over():
                     return await _answer(services, wanted, options, begin)
@@ -90,24 +97,72 @@ def router(services: Services) -> APIRouter:
         wanted = options.to_request(path, name="recording", served=services.model_names, weight=key.weight)
         services.engine.check_request(wanted)
 
+        async def fetch() -> None:
+            with services.place_to_receive():
+                await asyncio.to_thread(services.uploads.mkdir, mode=0o700, exist_ok=True)
+                await services.fetcher.fetch(options.url, path)
+
+        if options.stream:
+            _refuse_idempotency(request)
+            await fetch()  # removes what is incomplete itself
+            return await _stream(services, request, wanted, options, begin, _removed_at_the_end(path))
+
         async def fetch_and_answer() -> Response:
-            try:
-                with services.place_to_receive():
-                    await asyncio.to_thread(services.uploads.mkdir, mode=0o700, exist_ok=True)
-                    await services.fetcher.fetch(options.url, path)
+            with _removed_at_the_end(path):
+                await fetch()
                 return await _answer(services, wanted, options, begin)
-            finally:
-                with suppress(FileNotFoundError):
-                    path.unlink()
 
         return await services.desk.serve(request, key, fingerprint(options.url, options.model_dump()), fetch_and_answer)
 
     return routes
 
 
+def _refuse_idempotency(request: Request) -> None:
+    if "Idempotency-Key" in request.headers:
+        raise InvalidParameter("an answer that is streamed is not kept: leave Idempotency-Key out", "stream")
+
+
+@contextmanager
+def _removed_at_the_end(path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def _stream(
+    services: Services,
+    request: Request,
+    wanted: TranscriptionRequest,
+    options: NativeOptions,
+    begin: float,
+    holding: AbstractContextManager[None],
+) -> Response:
+    return await stream(
+        request,
+        services.engine.transcribe(wanted),
+        word_timestamps=options.word_timestamps,
+        finish=lambda done: _finish(done, options, time.perf_counter() - begin),
+        holding=holding,
+    )
+
+
+def _finish(done: Done, options: NativeOptions, seconds: float) -> dict[str, Any]:
+    _note(done, seconds)
+    return _document(done, options, seconds)
+
+
 async def _answer(services: Services, wanted: TranscriptionRequest, options: NativeOptions, begin: float) -> Response:
     done = await _transcribe(services, wanted)
     seconds = time.perf_counter() - begin
+    _note(done, seconds)
+    if options.format is not Format.JSON:
+        return Response(render(done.transcript, options.format), media_type=MEDIA_TYPES[options.format])
+    return JSONResponse(_document(done, options, seconds))
+
+
+def _note(done: Done, seconds: float) -> None:
+    """What the request's line in the log tells of the transcription."""
     statistics = done.statistics
     note(
         audio_seconds=round(statistics.audio_seconds, 3),
@@ -115,17 +170,17 @@ async def _answer(services: Services, wanted: TranscriptionRequest, options: Nat
         engine_seconds=round(statistics.engine_seconds, 3),
         real_time_factor=round(seconds / statistics.audio_seconds, 4) if statistics.audio_seconds else None,
     )
-    if options.format is not Format.JSON:
-        return Response(render(done.transcript, options.format), media_type=MEDIA_TYPES[options.format])
-    return JSONResponse(
-        to_json(
-            done.transcript,
-            id=str(uuid.uuid4()),
-            processing_time=seconds,
-            include_segments=options.include_segments,
-            word_timestamps=options.word_timestamps,
-        )
+
+
+def _document(done: Done, options: NativeOptions, seconds: float) -> dict[str, Any]:
+    document = to_json(
+        done.transcript,
+        id=str(uuid.uuid4()),
+        processing_time=seconds,
+        include_segments=options.include_segments,
+        word_timestamps=options.word_timestamps,
     )
+    return document | {"debug": debug_json(done)} if options.debug else document
 
 
 async def _transcribe(services: Services, wanted: TranscriptionRequest) -> Done:
@@ -175,6 +230,14 @@ _TRANSCRIPT: Final = {
         "processing_time": {"type": "number"},
         "segments": {"type": ["array", "null"], "items": _SEGMENT},
         "model": {"type": "string"},
+        "debug": {
+            "type": "object",
+            "required": ["statistics", "decisions"],
+            "properties": {
+                "statistics": {"type": "object"},
+                "decisions": {"type": "array", "items": {"type": "object"}},
+            },
+        },
     },
 }
 _ANSWER: Final[dict[str, Any]] = {
@@ -186,6 +249,7 @@ _ANSWER: Final[dict[str, Any]] = {
             for name, kind in MEDIA_TYPES.items()
             if name is not Format.JSON
         },
+        "text/event-stream": {"schema": {"type": "string"}},
     },
 }
 

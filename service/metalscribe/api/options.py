@@ -63,6 +63,12 @@ class NativeOptions(BaseModel):
     audio_track: int = Field(default=0, ge=0, le=1000)
     """Which audio track of the file, counted from 0."""
 
+    stream: bool = False
+    """Answer with server-sent events while the transcript is made."""
+
+    debug: bool = False
+    """Tell what the engine decided on the way."""
+
     model: _Text = None
     """Which of the models that are served; the default one where it is left out."""
 
@@ -87,6 +93,8 @@ class NativeOptions(BaseModel):
             raise InvalidParameter(
                 f"model={self.model} is not served here; leave it out, or {served_names(served)}", "model"
             )
+        if self.stream and self.format is not Format.JSON:
+            raise InvalidParameter(f"stream=true sends JSON events; leave format={self.format} out", "stream")
         if self.diarize:
             raise InvalidParameter("diarize=true: speaker diarization is not installed on this service", "diarize")
         language = None if self.language is None or self.language.lower() == "auto" else parse_language(self.language)

@@ -56,6 +56,11 @@ def status_of(error: MetalscribeError) -> int:
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
+def document(error: MetalscribeError, request: Request) -> dict[str, Any]:
+    """An error as a problem document, where it is too late for a response of its own."""
+    return _document(request, status_of(error), error.code, error.title, error.detail, {})
+
+
 def problem(error: MetalscribeError, request: Request) -> Response:
     """An error as a response."""
     status = status_of(error)
@@ -172,7 +177,14 @@ def _response(
     headers: Mapping[str, str],
     extra: Mapping[str, Any],
 ) -> Response:
-    document = {
+    content = _document(request, status, code, title, detail, extra)
+    return JSONResponse(content, status_code=status, headers=dict(headers), media_type=MEDIA_TYPE)
+
+
+def _document(
+    request: Request, status: int, code: str, title: str, detail: str, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
         "type": f"urn:metalscribe:problem:{code}",
         "title": title,
         "status": status,
@@ -181,7 +193,6 @@ def _response(
         "request_id": getattr(request.state, "request_id", ""),
         **extra,
     }
-    return JSONResponse(document, status_code=status, headers=dict(headers), media_type=MEDIA_TYPE)
 
 
 def with_rate_limit(request: Request, response: Response) -> Response:

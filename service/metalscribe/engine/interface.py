@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -229,7 +229,7 @@ class Engine(Protocol):
             InvalidParameter: the model cannot do what is asked.
         """
 
-    def transcribe(self, request: TranscriptionRequest) -> AsyncIterator[Event]:
+    def transcribe(self, request: TranscriptionRequest) -> AsyncGenerator[Event]:
         """Transcribe one recording; closing the iterator cancels the work.
 
         Yields:

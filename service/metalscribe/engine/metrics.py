@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    StateSetMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from metalscribe.engine.interface import Engine, ModelState
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -67,3 +79,36 @@ class ModelMetrics:
     def judged(self, verdict: str, *, full: bool) -> None:
         """The quality gate has judged a chunk that was decoded with the whole window, or a shortened one."""
         self._verdicts.labels(self._model, verdict, "full" if full else "short").inc()
+
+
+class EngineCollector(Collector):
+    """What an engine is like at the moment of the scrape, and what its models have been through."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """The series; called with every scrape."""
+        status = self._engine.status
+        yield GaugeMetricFamily("metalscribe_requests", "Transcriptions under way or waiting", status.requests)
+        yield GaugeMetricFamily(
+            "metalscribe_audio_seconds_waiting", "Seconds of audio in the queue", status.audio_seconds_waiting
+        )
+        state = StateSetMetricFamily("metalscribe_model_state", "Where each model is in its life", labels=["model"])
+        waiting = GaugeMetricFamily("metalscribe_chunks_waiting", "Chunks in the queue", labels=["model"])
+        running = GaugeMetricFamily("metalscribe_chunks_running", "Chunks inside the model", labels=["model"])
+        memory = GaugeMetricFamily(
+            "metalscribe_model_memory_bytes", "What the model's process takes of its device's memory", labels=["model"]
+        )
+        events = CounterMetricFamily(
+            "metalscribe_model_events", "Loads, failures, unloads, evictions and deaths", labels=["model", "event"]
+        )
+        for model in self._engine.models:
+            state.add_metric([model.model], {one.value: one is model.state for one in ModelState})
+            waiting.add_metric([model.model], model.chunks_waiting)
+            running.add_metric([model.model], model.chunks_running)
+            if model.memory_bytes is not None:
+                memory.add_metric([model.model], model.memory_bytes)
+            for name, count in asdict(model.counters).items():
+                events.add_metric([model.model, name], count)
+        yield from (state, waiting, running, memory, events)

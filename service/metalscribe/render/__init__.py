@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from metalscribe.render.cues import Cue, cues
-from metalscribe.render.native import segment_json, to_json
+from metalscribe.render.native import debug_json, segment_json, to_json
 from metalscribe.render.plain import to_text, to_tsv
 from metalscribe.render.subtitles import to_srt, to_vtt
 from metalscribe.transcript import Transcript
@@ -18,6 +18,7 @@ __all__ = [
     "Cue",
     "Format",
     "cues",
+    "debug_json",
     "render",
     "segment_json",
     "to_json",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from metalscribe.render.lettering import encodable
 from metalscribe.render.times import rounded
-from metalscribe.transcript import Segment, Transcript, Word
+from metalscribe.transcript import Decision, Done, Segment, Transcript, Word
 
 
 def to_json(
@@ -59,6 +60,18 @@ def segment_json(segment: Segment, *, word_timestamps: bool) -> dict[str, Any]:
     if segment.speaker is not None:
         document["speaker"] = encodable(segment.speaker)
     return document
+
+
+def debug_json(done: Done) -> dict[str, Any]:
+    """What the engine decided on the way: see :class:`Statistics` and :class:`Decision` for the fields."""
+    return {
+        "statistics": asdict(done.statistics),
+        "decisions": [_decision_json(decision) for decision in done.decisions],
+    }
+
+
+def _decision_json(decision: Decision) -> dict[str, Any]:
+    return {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(decision).items()}
 
 
 def _word_json(word: Word) -> dict[str, Any]:
