@@ -224,7 +224,7 @@ async def test_a_thousand_requests_against_everything(
         )
         for script in scripts
     ]
-    options = EngineOptions(model=first.process, memory_budget=250 * MIB, load_timeout_secs=60.0)
+    options = EngineOptions(model=first.process, memory_budget=250 * MIB, load_timeout_secs=15.0)
     engine = LocalEngine(first.card, options, further=further, gauge=Gauge())
     engine._fleet.budget._patience = 0.5
     models = {"one": 0.7, "two": 0.2, "three": 0.1}
