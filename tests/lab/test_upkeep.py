@@ -47,10 +47,10 @@ def commands_of_the_guide(after: str) -> str:
         ("systemctl disable nginx", "systemctl enable nginx", 1, "nginx"),
         ("systemctl stop nginx", "systemctl start nginx", 2, "nginx"),
         ("systemctl stop metalscribe-firewall", "systemctl start metalscribe-firewall", 2, "firewall"),
-        ("mv /etc/metalscribe/tls/ca.crt /root", "mv /root/ca.crt /etc/metalscribe/tls", 2, "certificate"),
+        ("mv /etc/metalscribe/tls/current /root", "mv /root/current /etc/metalscribe/tls", 2, "certificate"),
         ("systemctl stop metalscribe", "systemctl start metalscribe", 2, "unit"),
         (
-            f"mkdir {DROP_IN}; echo '[Service]\nProtectSystem=no\nProtectHome=no' > {DROP_IN}/own.conf; {RELOAD}",
+            f"mkdir {DROP_IN}; echo '[Service]\nProtectSystem=no\nSystemCallFilter=' > {DROP_IN}/own.conf; {RELOAD}",
             f"rm -r {DROP_IN}; {RELOAD}",
             1,
             "unit_security",
@@ -60,15 +60,20 @@ def commands_of_the_guide(after: str) -> str:
 def test_the_doctor_finds_what_is_broken_and_says_how_bad_it_is(
     host: Container, breaks: str, mends: str, status: int, check: str
 ) -> None:
-    assert verdicts(host)[0] == 0
     host.run(breaks)
     try:
-        found, checks = verdicts(host)
+        found, checks = verdicts(host, "--quick")
     finally:
         host.run(mends)
     assert (found, checks[check]["status"]) == (status, {1: "warn", 2: "fail"}[status]), checks
     assert checks[check]["hint"]
-    assert verdicts(host)[0] == 0
+
+
+def test_the_doctor_finds_what_was_mended_mended(host: Container) -> None:
+    """Down to a transcription through HTTPS."""
+    status, checks = verdicts(host)
+    assert status == 0, checks
+    assert "words in" in checks["https"]["detail"]
 
 
 # --- backups ---
@@ -76,7 +81,7 @@ def test_the_doctor_finds_what_is_broken_and_says_how_bad_it_is(
 
 def test_a_night_leaves_a_backup_that_the_doctor_knows_of(host: Container) -> None:
     assert "none yet" in verdicts(host, "--quick")[1]["backup"]["detail"]
-    host.run(f"mkdir -p {BACKUPS}; touch --date='-20 days' {BACKUPS}/daily-of-long-ago.db")
+    host.run(f"mkdir -p -m 700 {BACKUPS}; touch --date='-20 days' {BACKUPS}/daily-of-long-ago.db")
     host.run("systemctl start metalscribe-backup.service")
     (name,) = host.run(f"ls {BACKUPS}").stdout.split()
     assert re.fullmatch(r"daily-\d{8}T\d{6}Z\.db", name)
