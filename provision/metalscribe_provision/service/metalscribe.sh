@@ -35,7 +35,8 @@ credentials=$(mktemp -d /run/metalscribe-cli.XXXXXX)
 trap 'rm -rf "$credentials"' EXIT
 trap 'exit 130' INT TERM HUP
 chown metalscribe:metalscribe "$credentials"
-for name in $(sed -n 's/^LoadCredential=\([A-Za-z0-9_]*\):.*/\1/p' /etc/systemd/system/metalscribe.service); do
+names=$(sed -n 's/^LoadCredential=\([A-Za-z0-9_]*\):.*/\1/p' /etc/systemd/system/metalscribe.service)
+for name in $names; do
   install -o metalscribe -g metalscribe -m 400 "/etc/metalscribe/credentials/$name" "$credentials/"
 done
 CREDENTIALS_DIRECTORY=$credentials HOME=/var/lib/metalscribe \
