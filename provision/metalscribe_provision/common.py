@@ -34,6 +34,29 @@ STAMPS: Final = ROOT / "stamps"
 
 _WAIT_FOR_LOCK: Final = "DPkg::Lock::Timeout=600"
 
+_POLICY: Final = "/usr/sbin/policy-rc.d"
+"""What Debian asks before it starts a package's service (invoke-rc.d(8)); 101 forbids it."""
+
+_POLICY_MARK: Final = "Written by metalscribe for as long as its deploy installs packages; if none runs, remove it."
+_OWN_POLICY: Final = f"grep -qsF '{_POLICY_MARK}' {_POLICY}"
+
+
+class OwnPolicy(FactBase[bool]):
+    """Whether services are kept from starting by what an installation of ours has left: no package's would, from then on."""
+
+    def command(self) -> str:
+        """``yes`` or nothing."""
+        return f"! {_OWN_POLICY} || echo yes"
+
+    def process(self, output: Sequence[str]) -> bool:
+        """The answer."""
+        return list(output) == ["yes"]
+
+    @staticmethod
+    def default() -> bool:
+        """Nothing was said."""
+        return False
+
 
 @operation()
 def packages(names: Sequence[str]) -> Generator[StringCommand]:
@@ -43,19 +66,23 @@ def packages(names: Sequence[str]) -> Generator[StringCommand]:
     """
     installed = host.get_fact(DebPackages) or {}
     missing = [name for name in names if name not in installed]
+    if not missing and host.get_fact(OwnPolicy):
+        yield StringCommand("rm", "-f", _POLICY)  # of an installation that the machine's power was cut off from
+        return
     if not missing:
         host.noop(f"packages {', '.join(names)} are installed")
         return
-    # Each package's service starts when its own configuration is there, not while it is being unpacked.
-    policy = "/usr/sbin/policy-rc.d"
     yield StringCommand(
         "command -v cloud-init >/dev/null && cloud-init status --wait >/dev/null;",
         *("apt-get", "-qq", "-o", _WAIT_FOR_LOCK, "update"),
     )
     # What an installation that was cut off has left half-configured would stop this one.
     yield StringCommand("DEBIAN_FRONTEND=noninteractive dpkg --configure -a")
+    # Each package's service starts when its own configuration is there, not while it is being unpacked. A policy of somebody
+    # else's stays as it is.
     yield StringCommand(
-        f"[ -e {policy} ] || {{ printf '#!/bin/sh\\nexit 101\\n' > {policy} && chmod 755 {policy} && trap 'rm -f {policy}' EXIT; }};",
+        f"if [ ! -e {_POLICY} ] || {_OWN_POLICY}; then",
+        f"printf '#!/bin/sh\\n# {_POLICY_MARK}\\nexit 101\\n' > {_POLICY} && chmod 755 {_POLICY} && trap 'rm -f {_POLICY}' EXIT; fi;",
         *("DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "-o", _WAIT_FOR_LOCK, "--no-install-recommends"),
         "install",
         *(QuoteString(name) for name in missing),

@@ -190,6 +190,17 @@ def test_each_wish_changes_what_it_is_about(tmp_path: Path) -> None:
     assert named(planned, "Remove what is no longer used").commands == (f"rm -rf -- {unused}",)
 
 
+@pytest.mark.parametrize("variables", [_DATA, _ACME, {**_ACME, **_DNS}])
+def test_credentials_for_somebodys_dns_go_when_nothing_uses_them(tmp_path: Path, variables: dict[str, Any]) -> None:
+    path = "/etc/metalscribe/credentials/acme_dns.ini"
+    responses = {f"[ ! -e {path} ]": path} | DEBIAN_12
+    planned = plan(edge, {**variables, "ca_dir": str(tmp_path / "ca")}, responses)
+    assert named(planned, "Remove what is no longer used").commands == (f"rm -rf -- {path}",)
+    (tmp_path / "dns.ini").write_text("dns_rfc2136_secret = sesame\n", encoding="utf-8")
+    given = {**_ACME, **_DNS, "acme_dns_credentials": str(tmp_path / "dns.ini")}
+    assert not named(plan(edge, given, responses), "Remove what is no longer used").changes
+
+
 def test_a_ca_that_cannot_be_used_ends_the_plan(tmp_path: Path) -> None:
     data, finished = _finished(tmp_path)
     (tmp_path / "ca" / authority.KEY).chmod(0o644)

@@ -176,6 +176,27 @@ def test_pruning_keeps_what_served_last(layout: Layout) -> None:
     assert generations.prune(2) == []
 
 
+def _handed(generation: Generation, *names: str) -> Generation:
+    """The generation with a service that is handed these credentials."""
+    lines = "".join(f"LoadCredential={name}:/etc/metalscribe/credentials/{name}\n" for name in names)
+    files = {**generation.files, "metalscribe.service": f"[Service]\n{lines}".encode()}
+    return Generation(generation.number, generation.release, files)
+
+
+def test_a_secret_stays_as_long_as_one_can_go_back_to_who_needs_it(layout: Layout) -> None:
+    own, url = "metalscribe_api_key", "metalscribe_database_url"
+    for name in (own, url, f"{own}.new", "acme_dns.ini"):
+        write(layout.credentials / name, b"secret")
+    generations = Generations(layout)
+    _serve(generations, _handed(_generation(_release(layout, "1.0-a")), own, url))
+    _serve(generations, _handed(_generation(_release(layout, "1.1-b")), own))
+    generations.prune(2)
+    assert {path.name for path in layout.credentials.iterdir()} == {own, url, "acme_dns.ini"}
+    _serve(generations, _generation(_release(layout, "1.2-c")))
+    generations.prune(2)
+    assert {path.name for path in layout.credentials.iterdir()} == {own, "acme_dns.ini"}
+
+
 def test_pruning_after_many_changes_of_settings(layout: Layout) -> None:
     generations = Generations(layout)
     _serve(generations, _generation(_release(layout, "1.0-a")))
@@ -413,6 +434,19 @@ def test_a_key_that_is_none_is_refused_before_anything_is_touched(host: _Host, k
         _switch(host).restart()
     assert host.live == "1.0-a"
     assert read_json(host.layout.switching) is None
+
+
+def test_only_a_credential_that_the_service_is_handed_calls_for_a_restart(host: _Host) -> None:
+    for name, content in _handed(_generation("any"), "metalscribe_api_key").files.items():
+        write(host.layout.staged / name, content)
+    _switch(host).activate("1.1-b", keep=9)
+    write(host.layout.credentials / "acme_dns.ini", b"a DNS provider's")
+    write(host.layout.credentials / "metalscribe_database_url", b"a former database's")
+    assert _switch(host).status()["credentials_changed"] is False
+    write(host.layout.api_key, b"another-key\n")
+    assert _switch(host).status()["credentials_changed"] is True
+    _switch(host).restart()
+    assert _switch(host).status()["credentials_changed"] is False
 
 
 # --- the gate ---

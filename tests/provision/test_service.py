@@ -39,7 +39,8 @@ def _host(**variables: object) -> HostData:
 def unit_files(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The units of a host, with something in the place of what they start."""
     data = _host(driver="none" if request.param == "cpu" else "auto")
-    units = {"metalscribe.service": service_unit(data, Machine(252, 2), ["metalscribe_api_key"]), **companions(data)}
+    machine = Machine(252, 2)
+    units = {"metalscribe.service": service_unit(data, machine, ["metalscribe_api_key"]), **companions(data, machine)}
     for name, content in units.items():
         started = content.replace("ExecStart=/opt", "ExecStart=/usr/bin/true /opt")
         (tmp_path / name).write_text(started.replace("/usr/bin/nvidia-modprobe", "/usr/bin/true"))
@@ -78,14 +79,21 @@ def test_a_gpu_host_lets_the_service_have_the_gpu_and_nothing_else() -> None:
         *("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"),
     ]
     assert {"PrivateDevices=no", "DevicePolicy=closed"} <= set(lines)
-    assert "metalscribe-gpu.service" in companions(_host(driver="auto"))
+
+
+def test_all_device_nodes_are_made_before_the_service_starts() -> None:
+    """nvidia-modprobe makes a card's with -c, 255 is the control device's number, and with -u those of unified memory alone."""
+    unit = companions(_host(driver="auto"), Machine(252, 2))["metalscribe-gpu.service"]
+    started = [line.partition("nvidia-modprobe ")[2] for line in unit.splitlines() if line.startswith("ExecStart=")]
+    assert started == ["-c 255 -c 0 -c 1", "-u -c 0"]
+    assert "Before=metalscribe.service" in unit.splitlines()
 
 
 def test_a_host_without_a_gpu_has_no_devices() -> None:
     unit = service_unit(_host(), Machine(252, 0), ["metalscribe_api_key"])
     assert "PrivateDevices=yes" in unit
     assert "nvidia" not in unit
-    assert "metalscribe-gpu.service" not in companions(_host())
+    assert "metalscribe-gpu.service" not in companions(_host(), Machine(252, 0))
 
 
 @pytest.mark.parametrize(("systemd", "known"), [(249, False), (252, False), (255, True), (257, True)])
@@ -100,9 +108,13 @@ def test_draining_may_take_as_long_as_the_operator_says() -> None:
 
 def test_every_template_is_rendered_whole() -> None:
     data = _host(driver="auto", memory_max="8G", log_max_size="2G", log_keep_days=7)
-    rendered = [*companions(data).values(), service_unit(data, Machine(255, 1), ["b", "a"]), journald_drop_in(data)]
+    rendered = [
+        *companions(data, Machine(255, 1)).values(),
+        service_unit(data, Machine(255, 1), ["b", "a"]),
+        journald_drop_in(data),
+    ]
     assert not [text for text in rendered if "{{" in text or "{%" in text]
-    assert "MemoryMax=8G" in companions(data)["metalscribe.slice"]
+    assert "MemoryMax=8G" in companions(data, Machine(255, 1))["metalscribe.slice"]
     assert "MaxRetentionSec=7day" in journald_drop_in(data)
 
 

@@ -98,9 +98,15 @@ def host(tmp_path: Path) -> Host:
     root = tmp_path / "host"
     for directory in ("etc/systemd/system", "etc/metalscribe/tls/current", "etc/metalscribe/credentials", "dev"):
         (root / directory).mkdir(parents=True)
-    (root / "etc/systemd/system/metalscribe.service").write_text("[Service]\n")
+    given_credentials(Host(root), "metalscribe_api_key")
     describe(Host(root))
     return Host(root)
+
+
+def given_credentials(host: Host, *names: str) -> None:
+    """Let systemd hand these to the service."""
+    lines = (f"LoadCredential={name}:/etc/metalscribe/credentials/{name}\n" for name in names)
+    host.at(Path("/etc/systemd/system/metalscribe.service")).write_text("[Service]\n" + "".join(lines))
 
 
 def describe(host: Host, **fields: object) -> None:
@@ -276,6 +282,24 @@ def test_backups(given: dict[str, Any], status: Status) -> None:
     usual: dict[str, Any] = {"timer": "active", "last": "success", "deployed": 30 * DAY}
     finding = upkeep.judge_backup(**(usual | given))
     assert (finding.status, bool(finding.hint)) == (status, status is Status.WARN)
+
+
+def test_backups_are_looked_for_where_they_are_made(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "show", lambda *_: {"ActiveState": "active", "Result": "success"})
+    backups = host.at(Path("/var/backups/metalscribe"))
+    backups.mkdir(parents=True)
+    (backups / "daily-20261120T023000Z.db").touch()
+    assert upkeep.backup(host).detail == "the newest is 0 s old"
+
+
+def test_a_database_elsewhere_has_its_backups_elsewhere(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "show", lambda *_: {"ActiveState": "inactive", "Result": "success"})
+    given_credentials(host, "metalscribe_api_key", "metalscribe_database_url")
+    assert "PostgreSQL" in upkeep.backup(host).detail
+    # A former one's URL may lie there for as long as one can go back to it.
+    given_credentials(host, "metalscribe_api_key")
+    host.at(Path("/etc/metalscribe/credentials/metalscribe_database_url")).write_text("of a former database")
+    assert upkeep.backup(host).detail == "metalscribe-backup.timer is inactive"
 
 
 @pytest.mark.parametrize(
@@ -516,6 +540,7 @@ def test_the_units_secrets_are_found_where_systemd_takes_them_from(
     (credentials / "metalscribe_api_key").write_text("secret\n")
     (credentials / "metalscribe_api_key.new").write_text("half a sec")
     (credentials / "somebody_elses").write_text("other")
+    (credentials / "metalscribe_database_url").write_text("of a former database")
     assert service_user.unit_secrets(host) == {"METALSCRIBE_API_KEY": "secret"}
     assert service_user.unit_secrets(Host(tmp_path / "nowhere")) == {}
 

@@ -120,7 +120,7 @@ def rebooted(choice: Choice) -> Commands:
 
 @operation()
 def loaded(choice: Choice) -> Commands:
-    """The kernel module loaded, and its device nodes made."""
+    """The kernel modules loaded, the one for unified memory too; the cards' device nodes come with whoever asks NVML as root."""
     step, _ = choice.next()
     if step is Step.LOAD:
         yield StringCommand(_SBIN, "modprobe nvidia && nvidia-modprobe -u -c 0")

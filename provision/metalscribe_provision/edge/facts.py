@@ -15,7 +15,7 @@ from pyinfra.api.command import QuoteString, StringCommand
 from pyinfra.api.facts import FactBase
 
 from metalscribe_provision.common import TLS_DIR
-from metalscribe_provision.edge.acme import ARCHIVE, HOOK, LIVE, RENEWAL
+from metalscribe_provision.edge.acme import ARCHIVE, DNS_CREDENTIALS, HOOK, LIVE, RENEWAL
 from metalscribe_provision.edge.authority import HostKey
 from metalscribe_provision.edge.site import Version, is_address, parse_version
 
@@ -179,11 +179,15 @@ class Healthz(FactBase[str]):
 
 
 class Leftovers(FactBase[list[str]]):
-    """Configurations and certificates that nothing points to any more, and without ACME what certbot would go on renewing."""
+    """Configurations and certificates that nothing points to any more, and what is of no use without ACME.
 
-    def command(self, acme: bool) -> StringCommand:
+    That is what certbot would go on renewing, and the credentials for somebody's DNS.
+    """
+
+    def command(self, acme: bool, dns_credentials: bool) -> StringCommand:
         """Their paths, one per line."""
         left_by_acme = [] if acme else [HOOK, RENEWAL, LIVE, ARCHIVE]
+        left_by_acme += [] if dns_credentials else [str(DNS_CREDENTIALS)]
         return StringCommand(
             "unused() { for each in $1; do",
             '[ ! -d "$each" ] || [ "$(basename "$each")" = "$(basename "$(readlink "$2")")" ] || echo "$each"; done; };',

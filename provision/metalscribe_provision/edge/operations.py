@@ -20,7 +20,7 @@ from metalscribe_provision.common import CHECKOUT, TLS_DIR
 from metalscribe_provision.edge import acme, authority
 from metalscribe_provision.edge.facts import NGINX, DefaultSite, Leftovers, OnDisk, PairIn, RunningIn, StoredPair
 from metalscribe_provision.edge.site import Site, configuration_id, render_site
-from metalscribe_provision.hostdata import HostData, Tls
+from metalscribe_provision.hostdata import AcmeChallenge, HostData, Tls
 
 CURRENT: Final = TLS_DIR / "current"
 INTERNAL: Final = TLS_DIR / "internal"
@@ -140,8 +140,10 @@ def reloaded(server: str, port: int) -> Commands:
 
 @operation()
 def tidied(data: HostData) -> Commands:
-    """Remove configurations and certificates that nothing points to any more."""
-    leftovers = host.get_fact(Leftovers, acme=data.tls is Tls.ACME)
+    """Remove configurations, certificates and credentials that nothing uses any more."""
+    with_acme = data.tls is Tls.ACME
+    by_dns = with_acme and data.acme_challenge is AcmeChallenge.DNS_01 and data.acme_dns_credentials is not None
+    leftovers = host.get_fact(Leftovers, acme=with_acme, dns_credentials=by_dns)
     if not leftovers:
         host.noop("there is nothing to remove")
         return

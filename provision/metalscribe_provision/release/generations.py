@@ -55,6 +55,12 @@ def settings(generation: Generation) -> dict[str, str]:
     return found
 
 
+def credentials(generation: Generation) -> frozenset[str]:
+    """Names of the secrets that systemd hands to a generation's service (``LoadCredential=``)."""
+    unit = generation.files["metalscribe.service"].decode()
+    return frozenset(re.findall(r"^LoadCredential=([^:\s]+):", unit, re.MULTILINE))
+
+
 class Generations:
     """What has served on this host."""
 
@@ -211,7 +217,18 @@ class Generations:
         removed = [item["id"] for item in self.releases() if item["id"] not in spare]
         for release in removed:
             _remove(self._layout.releases / release, "release.json")
+        self._forget_credentials()
         return removed
+
+    def _forget_credentials(self) -> None:
+        """Remove the service's secrets that no generation is handed any more, and what a deploy that was cut off left of one.
+
+        Until then they stay: without them, one that was handed them could not be gone back to.
+        """
+        handed = frozenset[str]().union(*(credentials(self.load(number)) for number in self.numbers()))
+        for path in self._layout.credentials.glob("metalscribe_*"):
+            if path.name not in handed and path != self._layout.api_key:
+                path.unlink()
 
 
 def _remove(folder: Path, mark: str) -> None:

@@ -64,9 +64,14 @@ class Layout:
         return self.state / "metalscribe.db"
 
     @property
+    def credentials(self) -> Path:
+        """Secrets, a file each: the service's are called after its settings, ``metalscribe_…``."""
+        return self.etc / "credentials"
+
+    @property
     def api_key(self) -> Path:
         """The host's own API key."""
-        return self.etc / "credentials" / "metalscribe_api_key"
+        return self.credentials / "metalscribe_api_key"
 
     def live(self, name: str) -> Path:
         """Where one of :data:`FILES` is in use."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import candidate, database, unit
 from .gate import Gate, NotFit, Sample
-from .generations import Generation, Generations, Refused, settings
+from .generations import Generation, Generations, Refused, credentials, settings
 from .layout import UNIT, Layout, read_json, write_json
 from .unit import SystemdFailed, systemctl
 
@@ -117,7 +117,7 @@ class Switch:
             "active": unit.is_active(UNIT),
             "enabled": unit.is_enabled(UNIT),
             "reload_needed": unit.needs_reload(UNIT),
-            "credentials_changed": bool(current) and record.get("credentials") != self._credentials(),
+            "credentials_changed": current is not None and record.get("credentials") != self._when_changed(current),
             "previous": {name: before.get(name) for name in ("generation", "release", "since")} if before else None,
             "interrupted": read_json(self._layout.switching),
             "failed": read_json(self._layout.failed),
@@ -172,7 +172,7 @@ class Switch:
 
     def _switch(self, wanted: Generation, *, previous: Generation | None, seed: Path | None) -> None:
         """Put ``wanted`` in place and restart; ``previous`` is what to go back to."""
-        gate, credentials = self._gate(wanted), self._credentials()
+        gate, handed_over = self._gate(wanted), self._when_changed(wanted)
         backup = self._back_up_before(wanted, previous)
         # A switch that is cut off twice still knows what the first one knew.
         to_go_back_to = backup or (self._backup_of_cut_off(previous) if previous else None)
@@ -183,7 +183,7 @@ class Switch:
         }
         with _undisturbed():
             write_json(self._layout.switching, note)
-            self._put_or_go_back(wanted, gate, previous, backup, seed, credentials)
+            self._put_or_go_back(wanted, gate, previous, backup, seed, handed_over)
             self._layout.switching.unlink(missing_ok=True)
 
     def _put_or_go_back(
@@ -193,11 +193,11 @@ class Switch:
         previous: Generation | None,
         backup: Path | None,
         seed: Path | None,
-        credentials: dict[str, list[int]],
+        handed_over: dict[str, list[int]],
     ) -> None:
         try:
             self._put(wanted, gate, seed)
-            self.generations.keep(wanted, credentials=credentials, backup=backup.name if backup else None)
+            self.generations.keep(wanted, credentials=handed_over, backup=backup.name if backup else None)
         except Exception as error:  # noqa: BLE001  (a full disk, a defect of this very program: what served comes back)
             reason = f"{error}" or type(error).__name__
             self._note_failure(wanted, "switch", reason)
@@ -259,7 +259,7 @@ class Switch:
         return Gate(port, key, conditions.sample, words=conditions.words, ready_secs=conditions.ready_secs)
 
     def _own_database(self, generation: Generation) -> bool:
-        return b"metalscribe_database_url" not in generation.files["metalscribe.service"]
+        return "metalscribe_database_url" not in credentials(generation)
 
     def _back_up_before(self, wanted: Generation, previous: Generation | None) -> Path | None:
         """Before another release touches the database: a copy to go back to.
@@ -302,10 +302,9 @@ class Switch:
             )
         return backup
 
-    def _credentials(self) -> dict[str, list[int]]:
-        """When each credential last changed; systemd hands the service a copy at its start."""
-        directory = self._layout.etc / "credentials"
-        found = sorted(directory.iterdir()) if directory.is_dir() else []
+    def _when_changed(self, generation: Generation) -> dict[str, list[int]]:
+        """When each credential of a generation last changed; systemd hands the service a copy at its start."""
+        found = (self._layout.credentials / name for name in sorted(credentials(generation)))
         return {path.name: [path.stat().st_mtime_ns, path.stat().st_size] for path in found if path.is_file()}
 
     def _note_failure(self, wanted: Generation, step: str, reason: str) -> None:

@@ -23,7 +23,7 @@ from metalscribe_provision.runtime.release import release_for
 from metalscribe_provision.service.environment import environment, render
 from metalscribe_provision.service.facts import ApiKeyPresent, MachineFact, ReleaseStatus
 from metalscribe_provision.service.tool import release_tool
-from metalscribe_provision.service.units import companions, journald_drop_in, service_unit
+from metalscribe_provision.service.units import Machine, companions, journald_drop_in, service_unit
 
 _API_KEY = "metalscribe_api_key"
 _UNITS = PurePosixPath("/etc/systemd/system")
@@ -69,7 +69,7 @@ def service(data: HostData) -> None:
         user="root",
         group="root",
     )
-    _companions(data)
+    _companions(data, machine)
     for name, content in staged.items():
         files.put(
             name=f"Lay {name} ready",
@@ -168,8 +168,8 @@ def api_key() -> Generator[StringCommand]:
     )
 
 
-def _companions(data: HostData) -> None:
-    units = companions(data)
+def _companions(data: HostData, machine: Machine) -> None:
+    units = companions(data, machine)
     for name, content in units.items():
         files.put(
             name=f"Install {name}",

@@ -29,13 +29,15 @@ if [ "${1:-}" = doctor ]; then
   CREDENTIALS_DIRECTORY=/etc/metalscribe/credentials exec "$program" "$@"
 fi
 
-# What the service gets from systemd: a copy of its credentials that its user can read.
+# What the service gets from systemd: a copy, that its user can read, of the credentials that its unit names. Others lie
+# beside them that are not for this user, such as a DNS provider's, or that it must not act by, such as a former database's.
 credentials=$(mktemp -d /run/metalscribe-cli.XXXXXX)
 trap 'rm -rf "$credentials"' EXIT
 trap 'exit 130' INT TERM HUP
 chown metalscribe:metalscribe "$credentials"
-for file in /etc/metalscribe/credentials/*; do
-  [ ! -f "$file" ] || install -o metalscribe -g metalscribe -m 400 "$file" "$credentials/"
+names=$(sed -n 's/^LoadCredential=\([A-Za-z0-9_]*\):.*/\1/p' /etc/systemd/system/metalscribe.service)
+for name in $names; do
+  install -o metalscribe -g metalscribe -m 400 "/etc/metalscribe/credentials/$name" "$credentials/"
 done
 CREDENTIALS_DIRECTORY=$credentials HOME=/var/lib/metalscribe \
   setpriv --reuid metalscribe --regid metalscribe --clear-groups --no-new-privs -- "$program" "$@"

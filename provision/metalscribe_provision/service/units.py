@@ -62,7 +62,7 @@ def service_unit(data: HostData, machine: Machine, credentials: Sequence[str]) -
     )
 
 
-def companions(data: HostData) -> dict[str, str]:
+def companions(data: HostData, machine: Machine) -> dict[str, str]:
     """The other unit files, by name: the slice, the backup, and on a GPU host what makes its device nodes."""
     found = {
         "metalscribe.slice": _render("metalscribe.slice.j2", memory_max=data.memory_max, tasks_max=data.tasks_max),
@@ -72,7 +72,7 @@ def companions(data: HostData) -> dict[str, str]:
         "metalscribe-backup.timer": _render("metalscribe-backup.timer.j2"),
     }
     if data.needs_gpu:
-        found["metalscribe-gpu.service"] = _render("metalscribe-gpu.service.j2")
+        found["metalscribe-gpu.service"] = _render("metalscribe-gpu.service.j2", gpus=machine.gpus)
     return found
 
 

@@ -6,6 +6,7 @@ The deploy's side of that document is ``metalscribe_provision.monitoring.documen
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -20,7 +21,7 @@ DOCUMENT: Final = ETC / "host.json"
 CREDENTIALS: Final = ETC / "credentials"
 ROOT: Final = Path("/opt/metalscribe")
 RELEASE_TOOL: Final = ROOT / "bin" / "metalscribe-release"
-BACKUPS: Final = Path("/var/lib/metalscribe/backups")
+BACKUPS: Final = Path("/var/backups/metalscribe")
 UNIT: Final = "metalscribe.service"
 USER: Final = "metalscribe"
 
@@ -75,6 +76,14 @@ class Host:
         """Whether the deploy has been here: its configuration and its unit are there."""
         units = (self.at(directory / UNIT) for directory in _UNIT_DIRECTORIES)
         return self.at(ETC).is_dir() and any(map(os.path.lexists, units))
+
+    def credentials(self) -> frozenset[str]:
+        """Names of the credentials that systemd hands to the service: what else lies beside them is not the service's."""
+        for directory in _UNIT_DIRECTORIES:
+            unit = self.at(directory / UNIT)
+            if unit.is_file():
+                return frozenset(re.findall(r"^LoadCredential=(\w+):", unit.read_text("utf-8"), re.MULTILINE))
+        return frozenset()
 
     def document(self) -> HostDocument:
         """Read ``host.json``.

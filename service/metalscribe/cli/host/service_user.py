@@ -104,7 +104,7 @@ def unit_secrets(host: Host) -> dict[str, str]:
     directory = Path(os.environ.get("CREDENTIALS_DIRECTORY") or host.at(CREDENTIALS))
     if not directory.is_dir():
         return {}
-    known = {f"{PREFIX}{name}".lower() for name in Settings.model_fields}
+    known = {f"{PREFIX}{name}".lower() for name in Settings.model_fields} & host.credentials()
     return {path.name.upper(): path.read_text("utf-8").strip() for path in directory.iterdir() if path.name in known}
 
 

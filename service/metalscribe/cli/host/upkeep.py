@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from metalscribe.cli.commands import run
 from metalscribe.cli.findings import Finding, Status
-from metalscribe.cli.host.deployment import BACKUPS, CREDENTIALS, DOCUMENT, RELEASE_TOOL, ROOT, Host
+from metalscribe.cli.host.deployment import BACKUPS, DOCUMENT, RELEASE_TOOL, ROOT, Host
 from metalscribe.cli.host.units import duration, parse_properties, show
 from metalscribe.errors import MetalscribeError
 
@@ -77,7 +77,7 @@ def release_space(host: Host) -> Finding:
 
 def backup(host: Host) -> Finding:
     """Whether the database is backed up every day."""
-    if host.at(CREDENTIALS / "metalscribe_database_url").exists():
+    if "metalscribe_database_url" in host.credentials():
         return Finding(Status.OK, "none made here: the database is a PostgreSQL, whose backups are its own affair")
     timer = show(f"{_BACKUP_UNIT}.timer", "ActiveState")["ActiveState"]
     last = show(f"{_BACKUP_UNIT}.service", "Result")["Result"]
