@@ -106,3 +106,9 @@ def cpu_seconds(pid: int) -> float:
             times = psutil.Process(one).cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
     return total
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """Processor time of one process, without its children."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)

@@ -26,8 +26,8 @@ _MADE_LONG_SECONDS: Final = 300.0
 _Samples = NDArray[np.float32]
 
 
-class RecordingsMissing(Exception):
-    """A folder or file is there, but not what it should be."""
+class RecordingsBroken(Exception):
+    """Recordings are there, but not what they should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,16 @@ class Places:
     clips: Path
     long: Path
 
+    @property
+    def missing(self) -> list[Path]:
+        """Those that are not there."""
+        return [
+            path for path, there in ((self.clips, self.clips.is_dir()), (self.long, self.long.is_file())) if not there
+        ]
+
 
 def prepare(places: Places, scratch: Path, *, quick: bool = False) -> Recordings:
-    """The recordings, the real ones where they are.
+    """The recordings: the real ones, or made ones where one of the real ones is missing.
 
     Args:
         places: where to look.
@@ -52,9 +59,9 @@ def prepare(places: Places, scratch: Path, *, quick: bool = False) -> Recordings
         quick: a third of the clips, and three minutes of the long recording.
 
     Raises:
-        RecordingsMissing: one of the two places has something, but not what it should.
+        RecordingsBroken: the real ones are not what they should be.
     """
-    if places.clips.is_dir() and places.long.is_file():
+    if not places.missing:
         clips = _clips(places.clips)
         long = _long(places.long, scratch, _QUICK_LONG_SECONDS if quick else None)
         source = f"{places.clips.name}, {places.long.name}"
@@ -108,9 +115,9 @@ def _table(path: Path, *, columns: int) -> list[list[str]]:
     try:
         rows = [line.split("\t") for line in path.read_text().splitlines() if line]
     except OSError as error:
-        raise RecordingsMissing(f"{path}: {error.strerror}") from error
+        raise RecordingsBroken(f"{path}: {error.strerror}") from error
     if not rows or any(len(row) != columns for row in rows):
-        raise RecordingsMissing(f"{path}: expected {columns} columns separated by tabs")
+        raise RecordingsBroken(f"{path}: expected {columns} columns separated by tabs")
     return rows
 
 
@@ -119,9 +126,9 @@ def _recording(path: Path, reference: str | None) -> Recording:
         with av.open(str(path)) as container:
             duration = container.duration
     except OSError as error:
-        raise RecordingsMissing(f"{path}: {error.strerror}") from error
+        raise RecordingsBroken(f"{path}: {error.strerror}") from error
     if duration is None:
-        raise RecordingsMissing(f"{path}: its header does not tell its length")
+        raise RecordingsBroken(f"{path}: its header does not tell its length")
     return Recording(path, duration / av.time_base, reference)
 
 

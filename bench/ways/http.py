@@ -18,6 +18,8 @@ from bench.ways.way import Answer, Setup, Way
 
 _TARGET: Final = "/transcribe"
 _LOG_SECONDS: Final = 5.0
+_LOADING_SECONDS: Final = 600.0
+_POLL_SECONDS: Final = 0.5
 
 
 class OverHttp(Way):
@@ -49,7 +51,7 @@ class OverHttp(Way):
     async def start(self) -> None:
         await asyncio.to_thread(self._service.start)
         self._client = Client(self._service.port, self._service.key)
-        await self._client.get_json("/readyz")
+        await self._ready(self._client)
         self._streams = _streams(await self._client.get_json("/openapi.json"))
 
     @override
@@ -100,6 +102,19 @@ class OverHttp(Way):
             await asyncio.sleep(0.05)
         completed = [answer.waited(known.get(answer.mark, {}).get("queue_seconds")) for answer in answers]
         return completed, {"client_cpu_seconds": cpu}
+
+    async def _ready(self, client: Client) -> None:
+        """A model that takes long to load is waited for; the service listens before it is ready then."""
+        patience = time.monotonic() + _LOADING_SECONDS
+        while True:
+            try:
+                await client.get_json("/readyz")
+            except RuntimeError:
+                if time.monotonic() > patience:
+                    raise
+                await asyncio.sleep(_POLL_SECONDS)
+            else:
+                return
 
     def _streams_worthwhile(self, recording: Recording) -> bool:
         return self._streams and recording.seconds > 60
