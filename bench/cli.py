@@ -37,7 +37,9 @@ _RESULTS: Final = _ROOT / "bench" / "results"
 _QUICK_RESULTS: Final = _ROOT / ".cache" / "bench"
 _COMPUTE_TYPES: Final = {"cpu": ("int8",), "cuda": ("int8_float16", "float16")}
 
-app = typer.Typer(add_completion=False, help="Benchmarks of metalscribe against bare faster-whisper.")
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, help="Benchmarks of metalscribe against bare faster-whisper."
+)
 
 _Model = Annotated[str, typer.Option(help="demo (tiny.en), base, a directory, or a downloaded model's name")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from bench.errors import BenchmarkError
+
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _BASE: Final = _ROOT / ".cache" / "models" / "whisper-base"
 _BASE_PARTS: Final = (
@@ -20,7 +22,7 @@ _BASE_FILES: Final = ("config.json", "tokenizer.json", "vocabulary.txt")
 _BASE_SHA256: Final = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 
 
-class ModelNotInstalled(Exception):
+class ModelNotInstalled(BenchmarkError):
     """The package that brings a model is not in this environment, or its files are not what they should be."""
 
 

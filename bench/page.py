@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench import profile, result
+from bench.errors import BenchmarkError
 from bench.plots import draw
 from bench.report import describe, markdown, table
 
 
-class MarkersBroken(Exception):
+class MarkersBroken(BenchmarkError):
     """A marker begins without an end."""
 
 

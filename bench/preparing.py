@@ -14,6 +14,7 @@ import numpy as np
 from faster_whisper import decode_audio
 from numpy.typing import NDArray
 
+from bench.errors import BenchmarkError
 from bench.recordings import Recording, Recordings
 
 _RATE: Final = 16_000
@@ -26,7 +27,7 @@ _MADE_LONG_SECONDS: Final = 300.0
 _Samples = NDArray[np.float32]
 
 
-class RecordingsBroken(Exception):
+class RecordingsBroken(BenchmarkError):
     """Recordings are there, but not what they should be."""
 
 

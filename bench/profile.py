@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from bench.errors import BenchmarkError
 from bench.footprint import cpu_seconds, own_cpu_seconds
 from bench.machine import Machine
 from bench.recordings import Recordings
@@ -35,7 +38,7 @@ _MODEL: Final = _PARTS[0][0]
 _WAITING: Final = _PARTS[1][0]
 
 
-class ProfilerFailed(Exception):
+class ProfilerFailed(BenchmarkError):
     """py-spy could not look into the model's process; the message has its words."""
 
 
@@ -148,7 +151,10 @@ def _part(frames: list[str]) -> str:
 
 
 def _spy(pid: int, seconds: int, output: Path) -> subprocess.Popen[bytes]:
-    program = shutil.which("py-spy")
+    # beside this Python first: whoever runs .venv/bin/python need not have it on the path
+    program = shutil.which(
+        "py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    )
     if program is None:
         raise ProfilerFailed("py-spy is not installed; the group dev brings it")
     # --native tells CTranslate2 from its caller; --idle, because the caller sleeps while CTranslate2's threads work.

@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import uvloop
 
+from bench.errors import BenchmarkError
 from bench.footprint import Footprint
 from bench.recordings import Recordings
 from bench.ways import Answer, Setup, Way, build
@@ -41,7 +42,7 @@ class _Done:
     figures: dict[str, float]
 
 
-class StageFailed(Exception):
+class StageFailed(BenchmarkError):
     """A way could not be started, or failed at a workload; the message has its own words."""
 
 

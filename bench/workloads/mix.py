@@ -14,6 +14,9 @@ from bench.ways.way import Answer, Way
 
 _ALONE: Final = 5
 _CHUNKS_ALLOWED: Final = 1.5
+_TIMES_ALONE: Final = 3.0
+"""Clips arrive so many times as long as the long recording takes alone, at most: where they alone are more than a machine
+can do, it would never be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Mix:
         idle = await self._alone(way, recordings.short)
         chunk = await self._alone(way, recordings.chunk)
         alone = (await way.transcribe(recordings.long)).latency_seconds
-        long, clips = await self._together(way, recordings)
+        long, clips = await self._together(way, recordings, _TIMES_ALONE * alone)
         figures = {
             "idle_seconds": idle,
             "chunk_seconds": chunk,
@@ -42,11 +45,11 @@ class Mix:
     async def _alone(self, way: Way, recording: Recording) -> float:
         return median([(await way.transcribe(recording)).latency_seconds for _ in range(_ALONE)])
 
-    async def _together(self, way: Way, recordings: Recordings) -> tuple[Answer, list[Answer]]:
+    async def _together(self, way: Way, recordings: Recordings, limit: float) -> tuple[Answer, list[Answer]]:
         begin = time.perf_counter()
         long = asyncio.create_task(way.transcribe(recordings.long))
         clips: list[asyncio.Task[Answer]] = []
-        while not long.done():
+        while not long.done() and len(clips) * self.period_seconds < limit:
             clips.append(asyncio.create_task(way.transcribe(recordings.short)))
             # By the clock, whatever became of the clips before: those who arrive do not know each other.
             due = begin + len(clips) * self.period_seconds
