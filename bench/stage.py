@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Final, Self
@@ -66,7 +65,7 @@ class Stage:
         try:
             ready = self._hear()
         except StageFailed:
-            self._process.join()
+            self.close()
             raise
         if not isinstance(ready, _Ready):
             raise TypeError(f"the first word must be _Ready, not {type(ready).__name__}")
@@ -93,14 +92,12 @@ class Stage:
         self.close()
 
     def close(self) -> None:
-        """End the process and all that it has started."""
-        with suppress(BrokenPipeError):
-            self._ours.send(None)
+        """End the process and all that it has started, whatever it is doing: it notices that its orders come to an end."""
+        self._ours.close()
         self._process.join(_STOPPING_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-        self._ours.close()
 
     def _hear(self) -> object:
         try:
@@ -126,14 +123,38 @@ async def _perform(connection: Connection, name: str, setup: Setup, recordings: 
         for clip in recordings.clips[:_WARM_UP_CLIPS]:
             await way.transcribe(clip)
         connection.send(_Ready(way.pid, way.model_pid))
-        # The loop has to run on while nothing is asked: the engine listens to its model's heartbeat.
-        while (workload := await asyncio.to_thread(connection.recv)) is not None:
-            connection.send(await _carry_out(way, workload, recordings))
+        await _obey(connection, way, recordings)
     except Exception:  # noqa: BLE001  (told to the process that asked, which raises it)
         connection.send(_Failed(traceback.format_exc()))
     finally:
         if way is not None:
             await way.close()
+
+
+async def _obey(connection: Connection, way: Way, recordings: Recordings) -> None:
+    """Carry out workloads until the other side hangs up, or dies, be it midway."""
+    while True:
+        # In a thread: the engine listens to its model's heartbeat on this loop, work or no work.
+        order = asyncio.ensure_future(asyncio.to_thread(_next_order, connection))
+        if (workload := await order) is None:
+            return
+        gone = asyncio.ensure_future(asyncio.to_thread(connection.poll, None))  # nothing is sent meanwhile but the end
+        work = asyncio.create_task(_carry_out(way, workload, recordings))
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+            await asyncio.wait({work})
+            return
+        connection.send(work.result())
+        await gone
+
+
+def _next_order(connection: Connection) -> Workload | None:
+    try:
+        order: Workload = connection.recv()
+    except EOFError:
+        return None
+    return order
 
 
 async def _carry_out(way: Way, workload: Workload, recordings: Recordings) -> _Done:
