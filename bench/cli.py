@@ -35,7 +35,7 @@ _LONG: Final = _DATA / "longform" / "longform_dev.flac"
 _PAGE: Final = _ROOT / "docs" / "performance.md"
 _RESULTS: Final = _ROOT / "bench" / "results"
 _QUICK_RESULTS: Final = _ROOT / ".cache" / "bench"
-_COMPUTE_TYPES: Final = {"cpu": ("int8",), "cuda": ("int8_float16", "float16")}
+_COMPUTE_TYPES: Final = {"cpu": ("int8",), "cuda": ("int8_float16", "float16", "float32")}
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, help="Benchmarks of metalscribe against bare faster-whisper."

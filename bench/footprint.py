@@ -112,3 +112,8 @@ def own_cpu_seconds(pid: int) -> float:
     """Processor time of one process, without its children."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
+
+
+def thread_cpu_seconds(pid: int) -> dict[int, float]:
+    """Processor time of each thread of a process that lives at this moment, by thread id."""
+    return {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Final
 import msgspec
 
 from bench.errors import BenchmarkError
-from bench.footprint import cpu_seconds, own_cpu_seconds
+from bench.footprint import cpu_seconds, own_cpu_seconds, thread_cpu_seconds
 from bench.machine import Machine
 from bench.recordings import Recordings
 from bench.stage import Stage
@@ -37,6 +38,11 @@ _REST: Final = "the rest"
 _MODEL: Final = _PARTS[0][0]
 _WAITING: Final = _PARTS[1][0]
 
+_MODEL_PROCESS: Final = "the model"
+_SERVICE: Final = "the service"
+_DECODERS: Final = "the decoders"
+_THREAD: Final = re.compile(r"thread \((\d+)\)")
+
 
 class ProfilerFailed(BenchmarkError):
     """py-spy could not look into the model's process; the message has its words."""
@@ -48,7 +54,8 @@ class Profile:
 
     Attributes:
         samples: of the model's process's threads that call CTranslate2, by what they were doing.
-        cpu_seconds: processor time by process: the model's, the service's, the decoders'.
+        cpu_seconds: processor time by process: the model's (its native threads and its Python threads), the service's, the
+            decoders'.
         audio_seconds: transcribed meanwhile.
     """
 
@@ -93,7 +100,7 @@ def observe(setup: Setup, recordings: Recordings, seconds: int) -> Observed:
     with Stage(_WAY, setup, recordings) as stage:
         if stage.model_pid is None:
             raise ProfilerFailed("the service has no model process")
-        before = _cpu(stage.pid, stage.model_pid)
+        before, threads_before = _cpu(stage.pid, stage.model_pid), thread_cpu_seconds(stage.model_pid)
         with _spy(stage.model_pid, seconds, raw) as spy:
             while spy.poll() is None:
                 _, figures = stage.run(Clients(_CLIENTS))
@@ -101,9 +108,17 @@ def observe(setup: Setup, recordings: Recordings, seconds: int) -> Observed:
             words = spy.stderr.read().decode() if spy.stderr is not None else ""
         if spy.returncode:
             raise ProfilerFailed(f"py-spy: {words.strip()}")
-        after = _cpu(stage.pid, stage.model_pid)
-    spent = {name: after[name] - before[name] for name in after}
-    return Observed(shares(raw.read_text().splitlines()), spent, audio)
+        after, threads_after = _cpu(stage.pid, stage.model_pid), thread_cpu_seconds(stage.model_pid)
+    lines = raw.read_text().splitlines()
+    model, service, decoders = (after[name] - before[name] for name in (_MODEL_PROCESS, _SERVICE, _DECODERS))
+    python = sum(threads_after.get(thread, 0.0) - threads_before.get(thread, 0.0) for thread in python_threads(lines))
+    spent = {
+        "the model, native threads (CTranslate2, OpenBLAS)": model - python,
+        "the model, Python threads": python,
+        _SERVICE: service,
+        _DECODERS: decoders,
+    }
+    return Observed(shares(lines), spent, audio)
 
 
 def shares(lines: Iterable[str]) -> dict[str, int]:
@@ -123,6 +138,11 @@ def shares(lines: Iterable[str]) -> dict[str, int]:
         if counter[_MODEL]:
             total += counter
     return dict(total.most_common())
+
+
+def python_threads(lines: Iterable[str]) -> set[int]:
+    """Ids of the threads in py-spy's ``raw`` format: those that Python knows of."""
+    return {int(found[1]) for line in lines if (found := _THREAD.match(line))}
 
 
 def read(path: Path) -> Profile:
@@ -168,5 +188,5 @@ def _spy(pid: int, seconds: int, output: Path) -> subprocess.Popen[bytes]:
 
 def _cpu(service: int, model: int) -> dict[str, float]:
     all_together = cpu_seconds(service)
-    own = {"the model": own_cpu_seconds(model), "the service": own_cpu_seconds(service)}
-    return {**own, "the decoders": all_together - sum(own.values())}
+    own = {_MODEL_PROCESS: own_cpu_seconds(model), _SERVICE: own_cpu_seconds(service)}
+    return {**own, _DECODERS: all_together - sum(own.values())}

@@ -93,7 +93,7 @@ def _clips(result: Result) -> str:
                     number(found, "latency_p99_seconds", 2),
                     number(found, "queue_p50_seconds", 2),
                     number(found, "wer_percent", 2),
-                    number(found, "chunks_in_model", 1),
+                    number(found, "batch_rows" if "batch_rows" in found else "chunks_in_model", 1),
                     _cpu(found),
                     number(found, "peak_pss_bytes", 0, 1 / _MIB),
                 ]

@@ -30,6 +30,18 @@ class ServerSentEvent:
     data: Any
 
 
+class Refused(RuntimeError):
+    """An answer that is not 200.
+
+    Attributes:
+        status: its status.
+    """
+
+    def __init__(self, what: str, status: int) -> None:
+        super().__init__(what)
+        self.status = status
+
+
 class Client:
     """Keeps its connections open and uses them again.
 
@@ -48,14 +60,14 @@ class Client:
         while self._idle:
             self._idle.pop()[1].close()
 
-    async def get_json(self, target: str) -> Any:
-        """GET a JSON document.
+    async def get(self, target: str) -> bytes:
+        """GET a document.
 
         Raises:
-            RuntimeError: the answer is not 200.
+            Refused: the answer is not 200.
         """
-        async with self._exchange("GET", target, b"", {}) as (head, body):
-            return json.loads(await _whole(head, body))
+        async with self._exchange("GET", target, b"", {}) as (_, body):
+            return await _whole(body)
 
     @asynccontextmanager
     async def upload(
@@ -64,7 +76,7 @@ class Client:
         """POST a file in the form field ``file``; the answer's body comes in pieces, to be read to its end.
 
         Raises:
-            RuntimeError: the answer is not 200.
+            Refused: the answer is not 200.
         """
         content = path.read_bytes()  # noqa: ASYNC240  (from the page cache: quicker than a thread)
         kind = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
@@ -85,7 +97,8 @@ class Client:
             answer = parse_head(await reader.readuntil(b"\r\n\r\n"))
             pieces = read_body(reader, answer)
             if answer.status != 200:
-                raise RuntimeError(f"{method} {target}: {answer.status}, {(await _whole(answer, pieces)).decode()}")
+                text = (await _whole(pieces)).decode()
+                raise Refused(f"{method} {target}: {answer.status}, {text}", answer.status)
             yield answer, pieces
             finished = answer.headers.get("connection", "").lower() != "close"
         finally:
@@ -150,5 +163,5 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[ServerSentEvent]
                 yield ServerSentEvent(fields.get("event", "message"), json.loads(fields["data"]))
 
 
-async def _whole(_: Head, pieces: AsyncIterator[bytes]) -> bytes:
+async def _whole(pieces: AsyncIterator[bytes]) -> bytes:
     return b"".join([piece async for piece in pieces])

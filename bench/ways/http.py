@@ -6,17 +6,20 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 import psutil
 from typing_extensions import override
 
 from bench.recordings import Recording
-from bench.ways.client import Client, events
+from bench.ways.client import Client, Refused, events
+from bench.ways.metrics import batches, parse_series
 from bench.ways.service import RequestLines, Service
 from bench.ways.way import Answer, Setup, Way
 
 _TARGET: Final = "/transcribe"
+_METRICS: Final = "/metrics"
 _LOG_SECONDS: Final = 5.0
 _LOADING_SECONDS: Final = 600.0
 _POLL_SECONDS: Final = 0.5
@@ -33,6 +36,8 @@ class OverHttp(Way):
         self._client: Client | None = None
         self._lines = RequestLines(self._service.log_path)
         self._streams = False
+        self._counts = False
+        self._series_before: dict[str, float] = {}
         self._cpu_before = 0.0
 
     @property
@@ -52,7 +57,8 @@ class OverHttp(Way):
         await asyncio.to_thread(self._service.start)
         self._client = Client(self._service.port, self._service.key)
         await self._ready(self._client)
-        self._streams = _streams(await self._client.get_json("/openapi.json"))
+        self._streams = _streams(json.loads(await self._client.get("/openapi.json")))
+        self._counts = await _is_there(self._client, _METRICS)
 
     @override
     async def close(self) -> None:
@@ -89,6 +95,7 @@ class OverHttp(Way):
     @override
     async def begin(self) -> None:
         self._lines.read()
+        self._series_before = await self._series()
         self._cpu_before = time.process_time()
 
     @override
@@ -101,20 +108,25 @@ class OverHttp(Way):
             known |= self._lines.read()
             await asyncio.sleep(0.05)
         completed = [answer.waited(known.get(answer.mark, {}).get("queue_seconds")) for answer in answers]
-        return completed, {"client_cpu_seconds": cpu}
+        return completed, {"client_cpu_seconds": cpu, **batches(self._series_before, await self._series())}
 
     async def _ready(self, client: Client) -> None:
         """A model that takes long to load is waited for; the service listens before it is ready then."""
         patience = time.monotonic() + _LOADING_SECONDS
         while True:
             try:
-                await client.get_json("/readyz")
-            except RuntimeError:
+                await client.get("/readyz")
+            except Refused:
                 if time.monotonic() > patience:
                     raise
                 await asyncio.sleep(_POLL_SECONDS)
             else:
                 return
+
+    async def _series(self) -> dict[str, float]:
+        if self._client is None or not self._counts:
+            return {}
+        return parse_series((await self._client.get(_METRICS)).decode())
 
     def _streams_worthwhile(self, recording: Recording) -> bool:
         return self._streams and recording.seconds > 60
@@ -122,8 +134,19 @@ class OverHttp(Way):
 
 def _streams(openapi: Any) -> bool:
     """Whether the service's own description of the form has ``stream``."""
-    parameters = openapi["paths"][_TARGET]["post"].get("parameters", [])
-    return any(parameter["name"] == "stream" for parameter in parameters)
+    operation = openapi["paths"][_TARGET]["post"]
+    (form,) = operation["requestBody"]["content"].values()
+    return "stream" in form["schema"]["properties"]
+
+
+async def _is_there(client: Client, target: str) -> bool:
+    try:
+        await client.get(target)
+    except Refused as refused:
+        if refused.status == HTTPStatus.NOT_FOUND:
+            return False
+        raise
+    return True
 
 
 def _text(document: Any) -> str:

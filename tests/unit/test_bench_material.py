@@ -15,6 +15,7 @@ from bench.footprint import Footprint, parse_rollup, tree
 from bench.preparing import Places, RecordingsBroken, prepare
 from bench.recordings import Recording
 from bench.ways.client import Head, events, form, parse_head, read_body
+from bench.ways.metrics import batches, parse_series
 from bench.wer import word_errors
 from bench.workloads.workload import repeated
 from common import MakeWav
@@ -136,3 +137,26 @@ async def test_events_across_pieces() -> None:
 
     found = [(event.name, event.data) async for event in events(pieces())]  # type: ignore[arg-type]
     assert found == [("segment", {"a": 1}), ("message", "x")]
+
+
+def test_series_of_the_service() -> None:
+    text = """# HELP metalscribe_batch_rows Chunks decoded in one batch
+# TYPE metalscribe_batch_rows histogram
+metalscribe_batch_rows_bucket{le="1.0",model="a } b"} 1.0
+metalscribe_batch_rows_count{model="a"} 4.0
+metalscribe_batch_rows_sum{model="a"} 20.0
+metalscribe_batch_rows_count{model="b"} 1.0
+metalscribe_batch_rows_sum{model="b"} 5.0
+metalscribe_batch_seconds_sum{model="a"} 10.0
+metalscribe_model_seconds_total{model="a"} 9.5 1700000000
+up 1
+"""
+    after = parse_series(text)
+    assert after == {
+        "batch_rows_count": 5.0,
+        "batch_rows_sum": 25.0,
+        "batch_seconds_sum": 10.0,
+        "model_seconds_total": 9.5,
+    }
+    assert batches({}, after) == {"batch_rows": 5.0, "model_percent": pytest.approx(95.0)}
+    assert batches(after, after) == batches({}, {}) == {}

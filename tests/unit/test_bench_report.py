@@ -11,7 +11,7 @@ from bench import profile, result
 from bench.figures import Figures, Run
 from bench.machine import Machine
 from bench.page import MarkersBroken, profile_table, refresh, refreshed
-from bench.profile import Profile, shares
+from bench.profile import Profile, python_threads, shares
 from bench.report import markdown, number, table
 from bench.result import Material, Result
 
@@ -147,6 +147,7 @@ def test_stacks_are_told_apart() -> None:
         "waiting for a batch": 5,
         "the rest": 2,
     }
+    assert python_threads(lines) == {7, 8}
 
 
 def test_the_page_is_written_between_its_markers() -> None:
