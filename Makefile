@@ -16,7 +16,10 @@ DEMO := METALSCRIBE_STATE_DIR="$${METALSCRIBE_STATE_DIR:-$(CURDIR)/.state}" META
 INVENTORY ?= inventory.ini
 BUNDLE ?=
 
-.PHONY: help demo serve plan deploy bundle test lint lab clean
+# What to measure, such as BENCH="--model base" or BENCH=--quick.
+BENCH ?=
+
+.PHONY: help demo serve plan deploy bundle test lint lab bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +49,9 @@ lint: .venv/.dev  ## check style, types, the floors' imports, the playbooks
 lab: .venv/.dev  ## deploy to real systemd hosts, in containers of this machine, and break things; needs root on Debian or Ubuntu
 	tests/lab/prepare
 	$(RUN)/python -m pytest tests/lab
+
+bench: .venv/.dev  ## measure speed, latency, accuracy and memory against faster-whisper (docs/performance.md); an hour or so
+	$(RUN)/python -m bench $(BENCH)
 
 clean:  ## remove everything that the other targets made
 	rm -rf .bootstrap .venv .state .cache .lab dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
