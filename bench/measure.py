@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -50,8 +51,11 @@ def measure(
             for number in range(rounds):
                 first = number % len(ways)
                 for way in [*ways[first:], *ways[:first]]:
-                    answers, figures = stages[way].run(workload)
-                    run = Run(name, way, number, {**latencies("", answers), **accuracy(answers), **figures})
+                    groups, figures = stages[way].run(workload)
+                    for prefix, answers in groups.items():
+                        figures |= latencies(prefix, answers)
+                    every = list(itertools.chain.from_iterable(groups.values()))
+                    run = Run(name, way, number, {**accuracy(every), **figures})
                     runs.append(run)
                     on_run(run)
     return runs

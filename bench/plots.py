@@ -29,10 +29,11 @@ def draw(result: Result, path: Path) -> None:
     if "mix" in measured:
         _bars(right, result, [(name, "mix", name, label) for name, label in _LATENCY])
         right.set_yscale("log")
+        right.set_ymargin(0.15)
         right.set_ylabel("seconds")
         right.set_title("a 5 s clip while a long recording runs")
     left.set_title(f"throughput, {result.model} on {result.machine.gpu or f'{result.machine.cores} CPU cores'}")
-    left.legend(frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(NAMES), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 

@@ -17,8 +17,8 @@ import uvloop
 from bench.errors import BenchmarkError
 from bench.footprint import Footprint
 from bench.recordings import Recordings
-from bench.ways import Answer, Setup, Way, build
-from bench.workloads import Workload
+from bench.ways import Setup, Way, build
+from bench.workloads import Groups, Workload
 
 _STOPPING_SECONDS: Final = 120.0
 _WARM_UP_CLIPS: Final = 3
@@ -37,7 +37,7 @@ class _Failed:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    answers: list[Answer]
+    groups: Groups
     figures: dict[str, float]
 
 
@@ -72,7 +72,7 @@ class Stage:
         self.pid = ready.pid
         self.model_pid = ready.model_pid
 
-    def run(self, workload: Workload) -> tuple[list[Answer], dict[str, float]]:
+    def run(self, workload: Workload) -> tuple[Groups, dict[str, float]]:
         """Carry out a workload; returns its answers, and all other figures.
 
         Raises:
@@ -83,7 +83,7 @@ class Stage:
             done = self._hear()
         if not isinstance(done, _Done):
             raise TypeError(f"the answer must be _Done, not {type(done).__name__}")
-        return done.answers, {**footprint.figures, **done.figures}
+        return done.groups, {**footprint.figures, **done.figures}
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +159,7 @@ def _next_order(connection: Connection) -> Workload | None:
 
 async def _carry_out(way: Way, workload: Workload, recordings: Recordings) -> _Done:
     await way.begin()
-    answers, figures = await workload.run(way, recordings)
-    completed, observed = await way.end(answers)
+    groups, figures = await workload.run(way, recordings)
+    observed = await way.end()
+    completed = {name: [way.completed(answer) for answer in answers] for name, answers in groups.items()}
     return _Done(completed, {**figures, **observed})

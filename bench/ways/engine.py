@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
 from contextlib import aclosing
 from statistics import fmean
 from typing import Any, Final
@@ -82,12 +81,12 @@ class InProcess(Way):
         self._watching = asyncio.create_task(self._watch())
 
     @override
-    async def end(self, answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, float]]:
+    async def end(self) -> dict[str, float]:
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
-        return list(answers), {"chunks_in_model": fmean(self._running)} if self._running else {}
+        return {"chunks_in_model": fmean(self._running)} if self._running else {}
 
     async def _watch(self) -> None:
         """Look every 20 ms at how many chunks are inside the model's process, while there are any."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from bench.ways.way import Answer, Setup, Way
 _TARGET: Final = "/transcribe"
 _METRICS: Final = "/metrics"
 _LOG_SECONDS: Final = 5.0
+_LOG_POLL_SECONDS: Final = 0.05
 _LOADING_SECONDS: Final = 600.0
 _POLL_SECONDS: Final = 0.5
 
@@ -36,9 +36,11 @@ class OverHttp(Way):
         self._client: Client | None = None
         self._lines = RequestLines(self._service.log_path)
         self._streams = False
+        self._known: dict[str, dict[str, Any]] = {}
         self._counts = False
         self._series_before: dict[str, float] = {}
         self._cpu_before = 0.0
+        self._patience = 0.0
 
     @property
     @override
@@ -94,21 +96,24 @@ class OverHttp(Way):
 
     @override
     async def begin(self) -> None:
-        self._lines.read()
+        self._known = self._lines.read()
         self._series_before = await self._series()
         self._cpu_before = time.process_time()
 
     @override
-    async def end(self, answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, float]]:
-        """Queue waits are in the service's log: a line for each request, written just after its answer."""
+    async def end(self) -> dict[str, float]:
         cpu = time.process_time() - self._cpu_before
-        known: dict[str, dict[str, Any]] = {}
-        patience = time.monotonic() + _LOG_SECONDS
-        while not all(answer.mark in known for answer in answers) and time.monotonic() < patience:
-            known |= self._lines.read()
-            await asyncio.sleep(0.05)
-        completed = [answer.waited(known.get(answer.mark, {}).get("queue_seconds")) for answer in answers]
-        return completed, {"client_cpu_seconds": cpu, **batches(self._series_before, await self._series())}
+        self._patience = time.monotonic() + _LOG_SECONDS
+        return {"client_cpu_seconds": cpu, **batches(self._series_before, await self._series())}
+
+    @override
+    def completed(self, answer: Answer) -> Answer:
+        """With its queue wait, from the service's log: a line for each request, written just after its answer."""
+        while answer.mark not in self._known and time.monotonic() < self._patience:
+            self._known |= self._lines.read()
+            if answer.mark not in self._known:
+                time.sleep(_LOG_POLL_SECONDS)
+        return answer.waited(self._known.get(answer.mark, {}).get("queue_seconds"))
 
     async def _ready(self, client: Client) -> None:
         """A model that takes long to load is waited for; the service listens before it is ready then."""

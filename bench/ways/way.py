@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,6 +91,10 @@ class Way(ABC):
     async def begin(self) -> None:  # noqa: B027  (most have nothing to do)
         """A run begins."""
 
-    async def end(self, answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, float]]:
-        """A run has ended: its answers, completed by what is known only now, and figures about the run."""
-        return list(answers), {}
+    async def end(self) -> dict[str, float]:
+        """A run has ended; figures about it."""
+        return {}
+
+    def completed(self, answer: Answer) -> Answer:
+        """An answer with what is known only when its run has ended."""
+        return answer

@@ -8,9 +8,9 @@ from bench.workloads.clients import Clients
 from bench.workloads.long import Long
 from bench.workloads.mix import Mix
 from bench.workloads.poisson import Poisson
-from bench.workloads.workload import Workload
+from bench.workloads.workload import Groups, Workload
 
-__all__ = ["Clients", "Long", "Mix", "Poisson", "Workload", "workloads"]
+__all__ = ["Clients", "Groups", "Long", "Mix", "Poisson", "Workload", "workloads"]
 
 _CLIENTS: Final = (1, 8, 32)
 

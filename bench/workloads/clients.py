@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.recordings import Recordings
-from bench.ways.way import Answer, Way
-from bench.workloads.workload import closed_loop, repeated
+from bench.ways.way import Way
+from bench.workloads.workload import Groups, closed_loop, repeated
 
 _TURNS: Final = 3
 """Each client sends so many clips at least: the end, when clients have nothing to send any more, must not weigh much."""
@@ -24,9 +24,9 @@ class Clients:
         """See :class:`bench.workloads.workload.Workload`."""
         return f"clients-{self.count}"
 
-    async def run(self, way: Way, recordings: Recordings) -> tuple[list[Answer], dict[str, float]]:
+    async def run(self, way: Way, recordings: Recordings) -> tuple[Groups, dict[str, float]]:
         """See :class:`bench.workloads.workload.Workload`."""
         clips = repeated(recordings.clips, _TURNS * self.count)
         answers, seconds = await closed_loop(way, clips, self.count)
         audio = sum(clip.seconds for clip in clips)
-        return answers, {"audio_seconds": audio, "wall_seconds": seconds, "throughput": audio / seconds}
+        return {"": answers}, {"audio_seconds": audio, "wall_seconds": seconds, "throughput": audio / seconds}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.recordings import Recordings
-from bench.ways.way import Answer, Way
+from bench.ways.way import Way
+from bench.workloads.workload import Groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class Long:
 
     name: str = "long"
 
-    async def run(self, way: Way, recordings: Recordings) -> tuple[list[Answer], dict[str, float]]:
+    async def run(self, way: Way, recordings: Recordings) -> tuple[Groups, dict[str, float]]:
         """See :class:`bench.workloads.workload.Workload`."""
         answer = await way.transcribe(recordings.long)
         audio, seconds = recordings.long.seconds, answer.latency_seconds
@@ -22,4 +23,4 @@ class Long:
         if answer.first_segment_seconds is not None:
             figures["first_segment_seconds"] = answer.first_segment_seconds
             figures["first_segment_percent"] = 100 * answer.first_segment_seconds / seconds
-        return [answer], figures
+        return {"": [answer]}, figures

@@ -11,6 +11,7 @@ from typing import Final
 from bench.figures import percentile
 from bench.recordings import Recording, Recordings
 from bench.ways.way import Answer, Way
+from bench.workloads.workload import Groups
 
 _ALONE: Final = 5
 _CHUNKS_ALLOWED: Final = 1.5
@@ -26,7 +27,7 @@ class Mix:
     name: str = "mix"
     period_seconds: float = 1.0
 
-    async def run(self, way: Way, recordings: Recordings) -> tuple[list[Answer], dict[str, float]]:
+    async def run(self, way: Way, recordings: Recordings) -> tuple[Groups, dict[str, float]]:
         """See :class:`bench.workloads.workload.Workload`."""
         idle = await self._alone(way, recordings.short)
         chunk = await self._alone(way, recordings.chunk)
@@ -40,7 +41,10 @@ class Mix:
             "long_ratio": long.latency_seconds / alone,
             "clips": float(len(clips)),
         }
-        return clips, {**figures, **promptness(percentile([clip.latency_seconds for clip in clips], 95), idle, chunk)}
+        return {"": clips}, {
+            **figures,
+            **promptness(percentile([clip.latency_seconds for clip in clips], 95), idle, chunk),
+        }
 
     async def _alone(self, way: Way, recording: Recording) -> float:
         return median([(await way.transcribe(recording)).latency_seconds for _ in range(_ALONE)])

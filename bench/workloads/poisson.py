@@ -12,7 +12,7 @@ from statistics import fmean
 
 from bench.recordings import Recordings
 from bench.ways.way import Answer, Way
-from bench.workloads.workload import closed_loop, latencies
+from bench.workloads.workload import Groups, closed_loop
 
 _SATURATING = 16
 
@@ -30,21 +30,20 @@ class Poisson:
     loads: tuple[float, ...] = (0.5, 0.8)
     name: str = "poisson"
 
-    async def run(self, way: Way, recordings: Recordings) -> tuple[list[Answer], dict[str, float]]:
+    async def run(self, way: Way, recordings: Recordings) -> tuple[Groups, dict[str, float]]:
         """See :class:`bench.workloads.workload.Workload`."""
         every = [clip.seconds for clip in recordings.clips]
         _, seconds = await closed_loop(way, recordings.clips, _SATURATING)
         capacity = sum(every) / seconds
         figures = {"capacity": capacity}
-        answers: list[Answer] = []
+        groups: Groups = {}
         for load in self.loads:
             rate = load * capacity / fmean(every)
             arrived = await self._arrive(way, recordings, arrivals(rate, self.seconds, seed=int(100 * load)))
             name = f"load{int(100 * load)}_"
             figures |= {f"{name}offered": load * capacity, f"{name}clips": float(len(arrived))}
-            figures |= latencies(name, arrived)
-            answers += arrived
-        return answers, figures
+            groups[name] = arrived
+        return groups, figures
 
     async def _arrive(self, way: Way, recordings: Recordings, times: Iterator[float]) -> list[Answer]:
         begin = time.perf_counter()

@@ -12,6 +12,9 @@ from bench.figures import percentiles
 from bench.recordings import Recording, Recordings
 from bench.ways.way import Answer, Way
 
+Groups = dict[str, list[Answer]]
+"""Answers by what the names of their figures begin with; an empty name where there is one group only."""
+
 
 class Workload(Protocol):
     """Plain data that can be sent to the process that is to carry it out."""
@@ -20,7 +23,7 @@ class Workload(Protocol):
     def name(self) -> str:
         """In results, reports and on the command line."""
 
-    async def run(self, way: Way, recordings: Recordings) -> tuple[list[Answer], dict[str, float]]:
+    async def run(self, way: Way, recordings: Recordings) -> tuple[Groups, dict[str, float]]:
         """Carry it out.
 
         Returns:
