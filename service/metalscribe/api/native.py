@@ -184,7 +184,7 @@ def _document(done: Done, options: NativeOptions, seconds: float) -> dict[str, A
 
 
 async def _transcribe(services: Services, wanted: TranscriptionRequest) -> Done:
-    async with aclosing(services.engine.transcribe(wanted)) as events:  # type: ignore[type-var]
+    async with aclosing(services.engine.transcribe(wanted)) as events:
         async for event in events:
             if isinstance(event, Done):
                 return event

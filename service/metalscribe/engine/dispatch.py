@@ -43,8 +43,8 @@ _LIMITS: Final = {
     "cpu": BatchLimits(rows=8, frames=FULL_CONTEXT, step=100),
     "cuda": BatchLimits(rows=16, frames=16 * FULL_CONTEXT, step=500),
 }
-_DEPTH: Final = {"cpu": 1, "cuda": 2}
-"""Batches inside the process: on a GPU the next one's features are made while this one runs."""
+_CUDA_DEPTH: Final = 2
+"""Batches inside the process: on a GPU the next one's features are on it while this one runs."""
 
 _AHEAD: Final = 8
 """Rows whose features are computed before their batch."""
@@ -257,7 +257,7 @@ class Dispatcher:
             if len(self._scheduler) and not self.model.serving:
                 self._wait_for_model()
                 continue
-            while len(self._scheduler) and len(self._running) < _DEPTH[self._device]:
+            while len(self._scheduler) and len(self._running) < self._depth:
                 if not await self._send_batch():
                     break
             await self._announce()
@@ -355,6 +355,11 @@ class Dispatcher:
     @property
     def _device(self) -> str:
         return self.model.loaded.device if self.model.loaded else "cpu"
+
+    @property
+    def _depth(self) -> int:
+        loaded = self.model.loaded
+        return 1 if loaded is None else _CUDA_DEPTH if loaded.device == "cuda" else loaded.parallel
 
     @property
     def chunks_ahead(self) -> int:

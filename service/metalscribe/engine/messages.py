@@ -106,12 +106,14 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     Attributes:
         device: ``cpu`` or ``cuda``.
         warm_up_seconds: what that took; the measure of a batch that hangs.
+        parallel: how many batches it decodes at a time.
     """
 
     device: str
     compute_type: str
     load_seconds: float
     warm_up_seconds: float
+    parallel: int = 1
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

@@ -7,6 +7,8 @@ process imports this module: it loads CTranslate2 and with it, on a GPU, a CUDA 
 from __future__ import annotations
 
 import math
+import os
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +66,16 @@ def choose_compute_type(wanted: str, device: str) -> str:
     return wanted
 
 
+def share_cores(cores: int) -> tuple[int, int]:
+    """How many batches to decode side by side on the CPU, and with how many threads each.
+
+    Whisper's decoder writes one token after another, and threads that share one token's work wait for each other more than
+    they work: two batches on a core each are half as fast again as one after the other on both (docs/performance.md).
+    """
+    parallel = 1 if cores < 2 else 2 if cores < 8 else 4
+    return parallel, max(1, cores // parallel)
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A row as the model takes it.
@@ -93,7 +105,7 @@ class SpeechModel:
         cpu_threads: 0 takes all cores.
 
     Attributes:
-        seconds_in_model: wall time spent inside CTranslate2.
+        parallel: how many threads may be in :meth:`decode` at a time with profit.
 
     Raises:
         RuntimeError: CTranslate2's own words, for example of memory that is not there.
@@ -104,14 +116,27 @@ class SpeechModel:
         load_cublas()
         self.device = choose_device(device)
         self.compute_type = choose_compute_type(compute_type, self.device)
+        self.parallel, threads = 1, 0
+        if self.device == "cpu":
+            self.parallel, threads = share_cores(cpu_threads or len(os.sched_getaffinity(0)))
         self._whisper = WhisperModel(
-            path, device=self.device, compute_type=self.compute_type, cpu_threads=cpu_threads, local_files_only=True
+            path,
+            device=self.device,
+            compute_type=self.compute_type,
+            cpu_threads=threads,
+            num_workers=self.parallel,
+            local_files_only=True,
         )
         self._model = self._whisper.model
         self._tokenizers: dict[tuple[str, str], Tokenizer] = {}
         self._suppressed = get_suppressed_tokens(self._tokenizer("en", "transcribe"), [-1])
         self._eot = int(self._whisper.hf_tokenizer.token_to_id("<|endoftext|>"))
-        self.seconds_in_model = 0.0
+        self._clock = threading.local()
+
+    def take_seconds(self) -> float:
+        """Wall time that this thread has spent inside CTranslate2 since it asked last."""
+        seconds, self._clock.seconds = getattr(self._clock, "seconds", 0.0), 0.0
+        return float(seconds)
 
     def features(self, samples: _Samples) -> _Features:
         """float32[n] samples at 16 kHz to their log-mel spectrogram, float32[n_mels, ceil(n / 160)]."""
@@ -164,7 +189,7 @@ class SpeechModel:
         try:
             return work(*arguments)
         finally:
-            self.seconds_in_model += time.perf_counter() - begin
+            self._clock.seconds = getattr(self._clock, "seconds", 0.0) + time.perf_counter() - begin
 
     def _encode(self, clips: Sequence[Clip], context: int) -> ctranslate2.StorageView:
         features = np.zeros((len(clips), clips[0].features.shape[0], context), np.float32)

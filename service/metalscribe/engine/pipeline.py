@@ -125,7 +125,12 @@ class Pipeline:
                 source = self._settler.source = self._dispatcher.open_source(session.ring, capacity)
                 work = self._accurate(session) if request.mode is Mode.ACCURATE else self._fast(session)
                 try:
+                    done = 0.0
                     async for event in work:
+                        if isinstance(event, Progress):
+                            # The decoder is ahead of the model, and told of in silence: progress never goes back.
+                            done = max(done, event.seconds_done)
+                            event = replace(event, seconds_done=done)  # noqa: PLW2901
                         yield event
                 finally:
                     await work.aclose()

@@ -77,6 +77,12 @@ class Worker:
             return
         threading.Thread(target=self._listen, daemon=True, name="listen").start()
         threading.Thread(target=self._prepare, args=[model], daemon=True, name="prepare").start()
+        for number in range(1, model.parallel):
+            threading.Thread(target=self._work, args=[model], daemon=True, name=f"decode {number}").start()
+        self._work(model)
+
+    def _work(self, model: SpeechModel) -> None:
+        """Decode batches for ever."""
         while True:
             try:
                 batch = self._batches.get(timeout=_PAUSE_SECONDS)
@@ -102,12 +108,13 @@ class Worker:
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             self._send(LoadFailed(str(error) or type(error).__name__, _is_out_of_memory(error)))
             return None
-        self._send(Loaded(model.device, model.compute_type, loaded - begin, time.perf_counter() - loaded))
+        warm = time.perf_counter()
+        self._send(Loaded(model.device, model.compute_type, loaded - begin, warm - loaded, model.parallel))
         return model
 
     def _decode(self, model: SpeechModel, batch: Batch) -> None:
         begin = time.perf_counter()
-        model.seconds_in_model = 0.0
+        model.take_seconds()
         try:
             clips = [clip for row in batch.rows if (clip := self._clip(model, row)) is not None]
             for result in model.decode(clips, batch.search, batch.context, wanted=self._wanted):
@@ -118,7 +125,7 @@ class Worker:
                 raise
             self._send(BatchFailed(batch.batch, f"{type(error).__name__}: {error}"[:2000], _is_out_of_memory(error)))
             return
-        self._send(BatchDone(batch.batch, time.perf_counter() - begin, model.seconds_in_model))
+        self._send(BatchDone(batch.batch, time.perf_counter() - begin, model.take_seconds()))
 
     def _clip(self, model: SpeechModel, row: Row) -> Clip | None:
         """A row with its features, computed ahead or now; None where nobody wants it or its source is gone."""
@@ -211,11 +218,18 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "alloc_failed" in text
 
 
+def _die(failed: threading.ExceptHookArgs) -> None:
+    """A process that has lost one of its threads answers only half: it ends, and the service starts another."""
+    sys.excepthook(failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback)
+    os._exit(70)  # EX_SOFTWARE
+
+
 def main() -> None:
     """``python -m metalscribe.engine.worker DESCRIPTOR``: the descriptor is a channel's end."""
     for stop in (signal.SIGINT, signal.SIGTERM):
         # Sent to the whole group by a terminal or by systemd; the service hangs up when it is done with this process.
         signal.signal(stop, signal.SIG_IGN)
+    threading.excepthook = _die
     Worker(Channel(socket.socket(fileno=int(sys.argv[1])), ToModel)).run()
 
 
