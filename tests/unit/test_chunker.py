@@ -123,6 +123,18 @@ def test_stretches_are_glued_as_long_as_they_fit() -> None:
     assert output.cuts[1] == (joint, 2 * joint, 3 * joint), "cut where stretches meet"
 
 
+def test_chunks_end_at_the_longest_pause() -> None:
+    # 6.2 s of speech a time with its pads, three of them fit; the pause after each third is the longest.
+    probabilities = []
+    for number in range(1, 13):
+        probabilities += [0.9] * 170 + [0.0] * (90 if number % 3 == 0 else 45)
+    source = numbered(len(probabilities) * WINDOW)
+    output = Collected()
+    feed(SpeechChunks(output, Scripted(probabilities), longest=24.0), source)
+    check(output.chunks, source)
+    assert [len(pieces) for _, pieces in output.chunks] == [1, 2, 3, 3, 3]
+
+
 @pytest.mark.parametrize(("seconds", "lengths"), [(14, [14]), (29, [29]), (70, [9, 29, 29, 3])])
 def test_the_first_words_of_a_long_recording_come_early(seconds: int, lengths: list[int]) -> None:
     # Speech without a pause that voice activity would cut at, but less voice for a moment at nine seconds.

@@ -68,8 +68,8 @@ def test_the_gate(changes: dict[str, object], verdict: Verdict) -> None:
         ({"compression_ratio": 2.1}, None, Verdict.REPEATED, Verdict.PLAUSIBLE),
         ({"tokens": [1, 2, 3, 4, 5, 2, 3, 4, 5]}, None, Verdict.REPEATED, Verdict.PLAUSIBLE),
         ({"text": " you don't mean that you thought me so silly" * 2}, 2.8, Verdict.HASTY, Verdict.PLAUSIBLE),
-        ({}, 15.0, Verdict.PLAUSIBLE, Verdict.PLAUSIBLE),
-        ({}, 16.0, Verdict.SKIPPED, Verdict.SKIPPED),  # forty tokens in sixteen seconds of voice
+        ({}, 13.0, Verdict.PLAUSIBLE, Verdict.PLAUSIBLE),
+        ({}, 14.0, Verdict.SKIPPED, Verdict.SKIPPED),  # forty tokens in fourteen seconds of voice
         ({"tokens": [1]}, 3.9, Verdict.PLAUSIBLE, Verdict.PLAUSIBLE),  # too short to tell
         ({"text": " Bye."}, 0.2, Verdict.PHANTOM, Verdict.PHANTOM),
     ],

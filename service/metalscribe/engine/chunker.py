@@ -37,8 +37,12 @@ _Samples = NDArray[np.float32]
 
 
 def stage(options: Mapping[str, Any], output: Output) -> Stage:
-    """The stage for ``options["vad"]``: chunks of speech, or the whole recording cut where it is quiet."""
-    return SpeechChunks(output) if options.get("vad", True) else QuietCuts(output)
+    """Chunks of speech, or without ``options["vad"]`` the whole recording cut where it is quiet.
+
+    ``options["longest"]``: of a chunk, in seconds; 30 at most.
+    """
+    longest = min(CHUNK_SECONDS, float(options.get("longest", CHUNK_SECONDS)))
+    return SpeechChunks(output, longest=longest) if options.get("vad", True) else QuietCuts(output, longest=longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,11 @@ class SpeechChunks:
     The first chunk of a recording that has more is a short one, so that its words come early.
     """
 
-    def __init__(self, output: Output, voice: VoiceActivity | None = None) -> None:
+    def __init__(self, output: Output, voice: VoiceActivity | None = None, *, longest: float = CHUNK_SECONDS) -> None:
         self._output = output
+        self._longest = int(longest * SAMPLE_RATE)
         self._detector = voice or VoiceActivity()
-        self._regions = SpeechRegions(VoiceOptions(max_length=CHUNK_SECONDS))
+        self._regions = SpeechRegions(VoiceOptions(max_length=longest))
         self._history = _History()
         self._voice: deque[float] = deque()  # of the windows that history has, and a few before
         self._windows = 0  # how many have gone from its left
@@ -108,11 +113,11 @@ class SpeechChunks:
 
     def _collect(self, regions: list[tuple[int, int]]) -> None:
         for start, end in regions:
-            if self._length + end - start > CHUNK_SAMPLES:
+            if self._length + end - start > self._longest:
                 if self._opening and self._length > _LONG_OPENING:
                     self._put(self._take(_quiet_place(self._glued, *_OPENING)))
-                if self._length + end - start > CHUNK_SAMPLES:
-                    self._flush()
+                while self._length + end - start > self._longest:
+                    self._put(self._take(_longest_pause(self._glued, start, self._longest)))
             first, last = start // WINDOW - self._windows, -(-end // WINDOW) - self._windows
             voice = np.array(list(itertools.islice(self._voice, first, last)), np.float32)
             self._glued.append(_Stretch(start, self._history.take(start, end), voice))
@@ -169,6 +174,28 @@ def _quiet_place(stretches: Sequence[_Stretch], low: int, wanted: int, high: int
     return wanted
 
 
+def _longest_pause(stretches: Sequence[_Stretch], following: int, longest: int) -> int:
+    """Where glued speech is cut when no more fits: at its longest pause, most likely the end of a sentence.
+
+    Args:
+        stretches: what is glued.
+        following: where the next stretch stands in the recording.
+        longest: samples of a chunk; the pause is looked for in its second half.
+
+    Returns:
+        samples from the start; of equal pauses the last.
+    """
+    sources = [*(stretch.source for stretch in stretches[1:]), following]
+    joint = place = 0
+    pause = -1
+    for stretch, source in zip(stretches, sources, strict=True):
+        joint += stretch.samples.size
+        gap = source - stretch.source - stretch.samples.size
+        if (joint >= longest // 2 or stretch is stretches[-1]) and gap >= pause:
+            place, pause = joint, gap
+    return place
+
+
 def _quarters(length: int) -> list[tuple[int, int, int]]:
     """Where a chunk may be cut in quarters, or in halves if it is short: at least, about, at most, in samples."""
     parts = 4 if length >= 4 * _SHORTEST_PART else 2 if length >= 2 * _SHORTEST_PART else 1
@@ -182,17 +209,18 @@ class QuietCuts:
     _SEARCH: Final = 5 * SAMPLE_RATE
     _FRAME: Final = SAMPLE_RATE // 5
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, *, longest: float = CHUNK_SECONDS) -> None:
         self._output = output
+        self._longest = int(longest * SAMPLE_RATE)
         self._history = _History()
         self._cut = 0
 
     def feed(self, block: _Samples) -> None:
         """Take a block, float32[n]."""
         self._history.append(block)
-        while self._history.end - self._cut >= CHUNK_SAMPLES:
+        while self._history.end - self._cut >= self._longest:
             low, _, high = _OPENING
-            end = self._cut + CHUNK_SAMPLES
+            end = self._cut + self._longest
             self._put(self._quietest(low, high) if self._cut == 0 else self._quietest(end - self._SEARCH, end))
 
     def finish(self) -> None:

@@ -31,9 +31,11 @@ _SHORT_COMPRESSION_RATIO: Final = 2.0
 _FAST_WORDS_PER_SECOND: Final = 4.6
 _REPEATED_TOKENS: Final = 4
 
+_LONGEST_CHUNK: Final = 20.0
+
 _SKIPPED_SECONDS: Final = 4.0
 
-SLOWEST_TOKENS_PER_SECOND: Final = 2.6
+SLOWEST_TOKENS_PER_SECOND: Final = 3.0
 """A text with fewer tokens than this for a second of voice probably lacks a sentence: readings have 3 to 5 in English, and
 more in every other language. Slow speakers cost a second look, see :class:`metalscribe.engine.settle.Settler`."""
 
@@ -64,6 +66,15 @@ def context_frames(samples: int, margin: float | None) -> int:
     if margin is None:
         return FULL_CONTEXT
     return min(FULL_CONTEXT, -(-samples // 160) + round(100 * margin))
+
+
+def longest_chunk(margin: float | None) -> float:
+    """Seconds of speech that are decoded in one go.
+
+    All that the window holds where the encoder is shown all of it anyway; less where its work grows with the chunk, faster
+    than the chunk does, and the model is less inclined to skip a sentence.
+    """
+    return 30.0 if margin is None else _LONGEST_CHUNK
 
 
 def max_tokens(samples: int, attempt: Attempt) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from metalscribe.engine.chunker import CHUNK_SAMPLES, STAGE
+from metalscribe.engine.context import longest_chunk
 from metalscribe.engine.dispatch import Dispatcher, Outcome
 from metalscribe.engine.messages import DecodeOptions, RowDone, Search
 from metalscribe.engine.scheduler import Ticket
@@ -120,7 +121,11 @@ class Pipeline:
         self._dispatcher.sessions += 1
         try:
             async with self._pool.open(
-                request.path, stage=STAGE, options={"vad": request.vad}, capacity=capacity, track=request.audio_track
+                request.path,
+                stage=STAGE,
+                options={"vad": request.vad, "longest": longest_chunk(self._settler.margin)},
+                capacity=capacity,
+                track=request.audio_track,
             ) as session:
                 source = self._settler.source = self._dispatcher.open_source(session.ring, capacity)
                 work = self._accurate(session) if request.mode is Mode.ACCURATE else self._fast(session)
