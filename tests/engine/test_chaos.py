@@ -260,7 +260,7 @@ async def test_a_thousand_requests_against_everything(
         "after": after,
     }
     for name, value in figures.items():
-        record_property(name, value)  # with --junit-xml
+        record_property(name, str(value))  # with --junit-xml
         sys.stdout.write(f"{name}: {value}\n")  # with -s
     assert sum(chaos.outcomes.values()) == REQUESTS
     assert set(chaos.outcomes) <= {"done", "cancelled", "model_unloaded", "model_unavailable", "engine_failed"}

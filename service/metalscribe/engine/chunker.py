@@ -45,6 +45,11 @@ def stage(options: Mapping[str, Any], output: Output) -> Stage:
     return SpeechChunks(output, longest=longest) if options.get("vad", True) else QuietCuts(output, longest=longest)
 
 
+def prepare() -> None:
+    """Load the detector and use it once, so that processes that are forked from this one find it warm."""
+    VoiceActivity().probabilities(np.sin(np.arange(WINDOW, dtype=np.float32)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Stretch:
     """A stretch of speech with what the detector thought of it.
@@ -264,4 +269,4 @@ class _History:
         return np.concatenate([part for part in parts if part.size] or [np.empty(0, np.float32)])
 
 
-__all__ = ["CHUNK_SAMPLES", "CHUNK_SECONDS", "STAGE", "WINDOW", "QuietCuts", "SpeechChunks", "stage"]
+__all__ = ["CHUNK_SAMPLES", "CHUNK_SECONDS", "STAGE", "WINDOW", "QuietCuts", "SpeechChunks", "prepare", "stage"]

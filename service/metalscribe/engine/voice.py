@@ -6,6 +6,7 @@ the decoders' sandbox.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,7 @@ class VoiceActivity:
     """Speech probability per window of 512 samples, with the detector's memory carried from block to block."""
 
     def __init__(self) -> None:
-        options = onnxruntime.SessionOptions()
-        options.inter_op_num_threads = 1
-        options.intra_op_num_threads = 1
-        options.enable_cpu_mem_arena = False
-        options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(str(_model_file()), options, providers=["CPUExecutionProvider"])
+        self._session = _session()
         self._reset()
 
     def _reset(self) -> None:
@@ -180,6 +176,17 @@ class SpeechRegions:
             self._pause, self._resume = self._quiet_since, None
         if quiet >= self._min_silence:
             self._end(self._quiet_since)
+
+
+@functools.cache
+def _session() -> onnxruntime.InferenceSession:
+    """The detector, once a process; it has no threads and no memory of its own, so that forked processes can use it too."""
+    options = onnxruntime.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(str(_model_file()), options, providers=["CPUExecutionProvider"])
 
 
 def _model_file() -> Path:
