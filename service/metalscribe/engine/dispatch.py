@@ -156,7 +156,7 @@ class Dispatcher:
 
     def seconds_to_drain(self) -> float:
         """How long the queue takes at the measured rate."""
-        return self.audio_seconds_waiting / self._rate if self._rate else 5.0
+        return self.audio_seconds_waiting / (self._rate * self._depth) if self._rate else 5.0
 
     def stuck(self) -> str | None:
         """What should have happened long ago and has not, None while all is well.
