@@ -155,7 +155,7 @@ async def test_messages_tell_the_header_the_places_and_the_end(
 async def test_a_decoder_that_is_ahead_waits_and_its_memory_stays_bounded(
     start_pool: StartPool, noise: Callable[[float], Path], eventually: Eventually
 ) -> None:
-    pool = await start_pool(stall_seconds=0.3)
+    pool = await start_pool(stall_seconds=1.5)
     path = noise(30.0)
     async with pool.open(path, capacity=CAPACITY) as session:
         messages = aiter(session)
@@ -187,7 +187,7 @@ async def test_room_that_is_not_enough_is_no_reason_to_give_the_decoder_up(
     start_pool: StartPool, noise: Callable[[float], Path], eventually: Eventually
 ) -> None:
     # A small chunk is released, the next one needs more room than that, and the reader takes its time over the rest.
-    pool = await start_pool(stall_seconds=0.3)
+    pool = await start_pool(stall_seconds=1.5)
     sizes = [1000, CAPACITY - 1000, 5000, 5000]
     async with pool.open(noise(1.0), stage=stage("Sizes"), options={"sizes": sizes}, capacity=CAPACITY) as session:
         messages = aiter(session)
@@ -434,7 +434,7 @@ async def test_a_busy_loop_ends_at_the_limit_of_processor_time(
 async def test_a_decoder_without_progress_is_stopped(
     start_pool: StartPool, noise: Callable[[float], Path], eventually: Eventually
 ) -> None:
-    pool = await start_pool(stall_seconds=0.3)
+    pool = await start_pool(stall_seconds=1.5)
     with pytest.raises(UndecodableMedia, match="no progress"):
         await run_stage(pool, noise(1.0), "Standstill")
     await eventually(lambda: not decoders_of(pool))
@@ -443,7 +443,7 @@ async def test_a_decoder_without_progress_is_stopped(
 async def test_a_decoder_that_pretends_to_wait_for_room_is_stopped(
     start_pool: StartPool, noise: Callable[[float], Path]
 ) -> None:
-    pool = await start_pool(stall_seconds=0.3)
+    pool = await start_pool(stall_seconds=1.5)
     async with asyncio.timeout(5):
         with pytest.raises(UndecodableMedia):
             await run_stage(pool, noise(1.0), "FalseAlarm")
