@@ -37,6 +37,8 @@ MISBEHAVING = (
 )
 CAPACITY = 4 * BLOCK
 MEDIA_ERRORS = (UnsupportedMedia, UndecodableMedia, NoAudioTrack, UploadTooLarge)
+STALL = 1.0
+"""Seconds: room for a busy machine, and short enough to be waited for."""
 
 StartPool = Callable[..., Awaitable[DecoderPool]]
 
@@ -155,7 +157,7 @@ async def test_messages_tell_the_header_the_places_and_the_end(
 async def test_a_decoder_that_is_ahead_waits_and_its_memory_stays_bounded(
     start_pool: StartPool, noise: Callable[[float], Path], eventually: Eventually
 ) -> None:
-    pool = await start_pool(stall_seconds=1.5)
+    pool = await start_pool(stall_seconds=STALL)
     path = noise(30.0)
     async with pool.open(path, capacity=CAPACITY) as session:
         messages = aiter(session)
@@ -167,7 +169,7 @@ async def test_a_decoder_that_is_ahead_waits_and_its_memory_stays_bounded(
         # Nothing is released: nothing comes, the wait is no stall, and the file's 30 seconds take 4 seconds of memory.
         waiting = asyncio.ensure_future(anext(messages))
         await eventually(lambda: session._waiting_for_room)
-        done, _ = await asyncio.wait({waiting}, timeout=4 * 0.3)
+        done, _ = await asyncio.wait({waiting}, timeout=2 * STALL)
         assert not done
         assert os.fstat(session.ring).st_size == CAPACITY * 4
         assert os.fstat(session.ring).st_blocks * 512 <= CAPACITY * 4
@@ -187,7 +189,7 @@ async def test_room_that_is_not_enough_is_no_reason_to_give_the_decoder_up(
     start_pool: StartPool, noise: Callable[[float], Path], eventually: Eventually
 ) -> None:
     # A small chunk is released, the next one needs more room than that, and the reader takes its time over the rest.
-    pool = await start_pool(stall_seconds=1.5)
+    pool = await start_pool(stall_seconds=STALL)
     sizes = [1000, CAPACITY - 1000, 5000, 5000]
     async with pool.open(noise(1.0), stage=stage("Sizes"), options={"sizes": sizes}, capacity=CAPACITY) as session:
         messages = aiter(session)
@@ -198,7 +200,7 @@ async def test_room_that_is_not_enough_is_no_reason_to_give_the_decoder_up(
         waiting = asyncio.ensure_future(anext(messages))
         await eventually(lambda: session._waiting_for_room)
         await session.release(1000)
-        done, _ = await asyncio.wait({waiting}, timeout=4 * 0.3)
+        done, _ = await asyncio.wait({waiting}, timeout=2 * STALL)
         assert not done, "given up though the ring was full"
         await session.release(CAPACITY)
         message = await waiting
@@ -434,7 +436,7 @@ async def test_a_busy_loop_ends_at_the_limit_of_processor_time(
 async def test_a_decoder_without_progress_is_stopped(
     start_pool: StartPool, noise: Callable[[float], Path], eventually: Eventually
 ) -> None:
-    pool = await start_pool(stall_seconds=1.5)
+    pool = await start_pool(stall_seconds=STALL)
     with pytest.raises(UndecodableMedia, match="no progress"):
         await run_stage(pool, noise(1.0), "Standstill")
     await eventually(lambda: not decoders_of(pool))
@@ -443,7 +445,7 @@ async def test_a_decoder_without_progress_is_stopped(
 async def test_a_decoder_that_pretends_to_wait_for_room_is_stopped(
     start_pool: StartPool, noise: Callable[[float], Path]
 ) -> None:
-    pool = await start_pool(stall_seconds=1.5)
+    pool = await start_pool(stall_seconds=STALL)
     async with asyncio.timeout(5):
         with pytest.raises(UndecodableMedia):
             await run_stage(pool, noise(1.0), "FalseAlarm")
