@@ -44,6 +44,8 @@ from metalscribe.media.session import DecodeSession
 EVERYTHING: Final = "metalscribe.media.sandbox:Everything"
 """The stage that passes every sample on."""
 
+_CLOSING: Final = "the service is shutting down; send the request again in a moment"
+
 _log = structlog.get_logger(__name__)
 
 
@@ -173,7 +175,7 @@ class DecoderPool:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise ShuttingDown("the service is shutting down; send the request again in a moment")
+            raise ShuttingDown(_CLOSING)
 
     async def _fork(
         self, path: Path, channel: int, ring: int, stage: str, options: dict[str, Any], capacity: int, track: int
@@ -200,6 +202,7 @@ class DecoderPool:
                 raise ChannelClosed
             await self._channel.asend(order, [channel, file, ring])
         except ChannelClosed:
+            self._refuse_if_closed()
             raise EngineFailed("the decoder sandbox has died; it is started again with the next request") from None
         return decoder
 
@@ -230,7 +233,11 @@ class DecoderPool:
             for decoder in self._decoders.values():
                 for future in (decoder.started, decoder.exited):
                     if not future.done():
-                        future.set_exception(EngineFailed("the decoder sandbox died; send the request again"))
+                        future.set_exception(
+                            ShuttingDown(_CLOSING)
+                            if self._closed
+                            else EngineFailed("the decoder sandbox died; send the request again")
+                        )
                         future.exception()  # retrieved here: nobody may be waiting for it
             self._decoders.clear()
 
