@@ -198,6 +198,7 @@ def test_a_service_that_is_down_is_said_to_be(edge: Edge) -> None:
             response = client.get("/transcribe")
             _expect_problem(response, 502, "service_unreachable")
             assert response.headers["Retry-After"] == "5"
+            assert response.headers["Connection"] == "close", "the next request would find it closed"
             assert client.get("/v1/models").json()["error"]["type"] == "server_error"
 
 
