@@ -151,7 +151,7 @@ def test_the_first_words_of_a_long_recording_come_early(seconds: int, lengths: l
 def test_memory_of_the_past_is_given_up_in_silence() -> None:
     output = Collected()
     chunker = SpeechChunks(output, Scripted([0.0] * 20_000))
-    for _ in range(600):
+    for _ in range(300):
         chunker.feed(np.zeros(BLOCK, np.float32))
     assert len(chunker._history._blocks) <= 3
 

@@ -15,6 +15,7 @@ import msgspec
 
 from metalscribe.channel import Channel
 from metalscribe.engine.messages import FromModel, Load
+from metalscribe.engine.processor import wider_instructions
 from metalscribe.media.decode import signal_name
 
 _LAST_WORDS_SECONDS: Final = 0.5
@@ -132,5 +133,7 @@ def _environment() -> dict[str, str]:
     prefixes = ("CUDA_", "NVIDIA_", "OMP_", "MKL_", "CT2_", "LC_")
     names = {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", "TZ"}
     kept = {name: value for name, value in os.environ.items() if name in names or name.startswith(prefixes)}
+    if (wider := wider_instructions()) is not None:
+        kept.setdefault("CT2_FORCE_CPU_ISA", wider)
     # Features need one thread; those of numpy's library would only spin beside the model's.
     return kept | {"OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}

@@ -17,8 +17,8 @@ from metalscribe.errors import NoAudioTrack, UndecodableMedia, UnsupportedMedia
 SAMPLE_RATE: Final = 16_000
 """Samples per second that Whisper and Silero want."""
 
-BLOCK: Final = 16_384
-"""Samples per block, about a second: a whole number of voice activity windows (512)."""
+BLOCK: Final = 32_768
+"""Samples per block, about two seconds: a whole number of voice activity windows (512)."""
 
 MAX_CHANNELS: Final = 64
 

@@ -48,7 +48,7 @@ from metalscribe.media.messages import (
 )
 from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
 
-_SIGN_OF_LIFE: Final = 16 * BLOCK
+_SIGN_OF_LIFE: Final = 8 * BLOCK
 
 
 class Output(Protocol):
