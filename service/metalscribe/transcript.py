@@ -179,6 +179,7 @@ class Decision:
         verdict: ``plausible`` or ``silence``, ``phantom``, ``loop``, ``unsure``, ``repeated``, ``hasty``, ``skipped``.
         tokens: how many the text has.
         voiced: seconds of voice in the chunk, None where nobody has listened for it.
+        hole: seconds of speech that no word accounts for, in one place; None where there were words enough not to look.
     """
 
     start: float
@@ -188,6 +189,7 @@ class Decision:
     verdict: str
     tokens: int
     voiced: float | None
+    hole: float | None
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float

@@ -23,17 +23,10 @@ class Collected:
     def __init__(self) -> None:
         self.chunks: list[tuple[Samples, list[Piece]]] = []
         self.voiced: list[float | None] = []
-        self.cuts: list[tuple[int, ...]] = []
 
-    def put(
-        self, samples: Samples, pieces: list[Piece], *, voiced: float | None = None, cuts: tuple[int, ...] = ()
-    ) -> None:
+    def put(self, samples: Samples, pieces: list[Piece], *, voiced: float | None = None) -> None:
         self.chunks.append((samples.copy(), list(pieces)))
         self.voiced.append(voiced)
-        self.cuts.append(cuts)
-        assert list(cuts) == sorted(set(cuts))
-        assert all(0 < cut < samples.size for cut in cuts)
-        assert (samples.size >= 8 * SAMPLE_RATE) == bool(cuts)
         assert voiced is None or 0 <= voiced <= samples.size / SAMPLE_RATE
 
 
@@ -118,9 +111,6 @@ def test_stretches_are_glued_as_long_as_they_fit() -> None:
     # 7.2 s each with its pads; the first chunk is short, since others follow.
     assert [len(pieces) for _, pieces in output.chunks] == [1, 4, 4, 4, 4, 3]
     assert output.voiced == pytest.approx([pytest.approx(6.4 * len(pieces)) for _, pieces in output.chunks])
-    assert [len(cuts) for cuts in output.cuts] == [0, 3, 3, 3, 3, 3]
-    joint = output.chunks[1][1][0].length
-    assert output.cuts[1] == (joint, 2 * joint, 3 * joint), "cut where stretches meet"
 
 
 def test_chunks_end_at_the_longest_pause() -> None:

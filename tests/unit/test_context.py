@@ -17,6 +17,7 @@ from metalscribe.engine.context import (
     judge,
     ladder,
     max_tokens,
+    sparse,
 )
 from metalscribe.engine.messages import RowDone
 from metalscribe.engine.phantoms import is_phantom
@@ -68,9 +69,7 @@ def test_the_gate(changes: dict[str, object], verdict: Verdict) -> None:
         ({"compression_ratio": 2.1}, None, Verdict.REPEATED, Verdict.PLAUSIBLE),
         ({"tokens": [1, 2, 3, 4, 5, 2, 3, 4, 5]}, None, Verdict.REPEATED, Verdict.PLAUSIBLE),
         ({"text": " you don't mean that you thought me so silly" * 2}, 2.8, Verdict.HASTY, Verdict.PLAUSIBLE),
-        ({}, 13.0, Verdict.PLAUSIBLE, Verdict.PLAUSIBLE),
-        ({}, 14.0, Verdict.SKIPPED, Verdict.SKIPPED),  # forty tokens in fourteen seconds of voice
-        ({"tokens": [1]}, 3.9, Verdict.PLAUSIBLE, Verdict.PLAUSIBLE),  # too short to tell
+        ({}, 14.0, Verdict.PLAUSIBLE, Verdict.PLAUSIBLE),
         ({"text": " Bye."}, 0.2, Verdict.PHANTOM, Verdict.PHANTOM),
     ],
 )
@@ -81,8 +80,19 @@ def test_a_shortened_context_is_judged_more_strictly(
     assert judge(result(**changes), FULL, voiced) is full
 
 
-def test_a_slow_speaker_is_not_suspected() -> None:
-    assert judge(GOOD, FULL, 16.0, slowest=2.0) is Verdict.PLAUSIBLE
+def test_speech_without_words_was_skipped() -> None:
+    for attempt in (SHORT, FULL):
+        assert judge(GOOD, attempt, 14.0, skipped=True) is Verdict.SKIPPED
+    loop = result(compression_ratio=5.0)
+    assert judge(loop, FULL, 14.0, skipped=True) is Verdict.LOOP, "nothing is added to nonsense"
+
+
+@pytest.mark.parametrize(
+    ("language", "voiced", "tokens"),
+    [("en", 10.0, 36), ("de", 10.0, 45), (None, 10.0, 45), ("en", 3.9, 0), ("en", None, 0)],
+)
+def test_a_sparse_text_is_looked_at(language: str | None, voiced: float | None, tokens: int) -> None:
+    assert sparse(language, voiced) == tokens
 
 
 @given(RESULTS, st.one_of(st.none(), st.floats(0, 30)))

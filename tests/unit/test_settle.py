@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from metalscribe.engine.dispatch import Dispatcher, Outcome
-from metalscribe.engine.messages import DecodeOptions, RowDone, Search
+from metalscribe.engine.messages import AlignedWord, DecodeOptions, RowDone, Search
 from metalscribe.engine.metrics import EngineMetrics, ModelMetrics
 from metalscribe.engine.scheduler import Ticket
 from metalscribe.engine.settle import Settler
@@ -91,36 +91,80 @@ async def test_silence_and_phantoms_have_no_text() -> None:
     assert settled.empty
 
 
-def spoken(asked: dict[str, Any]) -> RowDone:
-    """A model that skips whatever follows the first five seconds."""
-    return result(tokens=list(range(4 * min(5, asked["length"] // SECOND))))
+def words(*texts_and_times: tuple[str, float, float]) -> list[AlignedWord]:
+    return [AlignedWord(start, end, text, 0.9) for text, start, end in texts_and_times]
 
 
-async def test_what_was_skipped_comes_back_when_the_chunk_is_cut() -> None:
-    made, scripted = settler(spoken)
-    cuts = [5 * SECOND, 10 * SECOND, 15 * SECOND]
-    parts = await made.settle(1000, 20 * SECOND, "en", voiced=18.0, cuts=cuts)
+def saying(*texts_and_times: tuple[str, float, float]) -> RowDone:
+    """A word is a token."""
+    return result(
+        text="".join(text for text, _, _ in texts_and_times),
+        tokens=list(range(len(texts_and_times))),
+        words=words(*texts_and_times),
+    )
+
+
+OUTER = saying((" One", 0.0, 0.5), (" two.", 0.5, 1.0), (" Six", 5.0, 5.5), (" seven.", 5.5, 6.0))
+
+
+async def test_what_was_skipped_is_asked_for_alone_and_put_where_it_belongs() -> None:
+    inner = saying((" Three", 0.5, 1.2), (" four", 1.2, 2.0), (" five.", 2.0, 3.0))
+    made, scripted = settler(lambda asked: OUTER if asked["length"] == 6 * SECOND else inner)
+    parts = await made.settle(1000, 6 * SECOND, None, voiced=5.0)
+    assert "".join(part.result.text for part in parts) == " One two. Three four five. Six seven."
     assert [(part.start - 1000, part.length) for part in parts] == [
-        (place * SECOND, 5 * SECOND) for place in (0, 5, 10, 15)
+        (0, SECOND),
+        (SECOND, 4 * SECOND),
+        (5 * SECOND, SECOND),
     ]
-    assert sum(len(part.result.tokens) for part in parts) == 80
-    assert sorted((one["start"] - 1000) // SECOND for one in scripted.asked) == [0, 0, 0, 5, 10, 10, 15]
+    assert [part.result.tokens for part in parts] == [[0, 1], [0, 1, 2], [2, 3]]
+    assert [word.start for word in parts[2].result.words] == [0.0, 0.5], "counted from the part's start"
+    assert [(one["start"] - 1000, one["language"]) for one in scripted.asked] == [(0, None), (SECOND, "en")]
     assert all(one["source"] == 7 and one["options"].prompt == "Glossary" for one in scripted.asked)
+    assert [(decision.verdict, decision.hole) for decision in made.decisions] == [("skipped", 4.0), ("plausible", 0.0)]
 
 
-async def test_what_cannot_be_cut_is_taken_as_it_is() -> None:
-    made, scripted = settler(spoken)
-    (part,) = await made.settle(0, 20 * SECOND, "en", voiced=18.0)
-    assert len(scripted.asked) == 1
-    assert not part.empty
+async def test_a_hole_in_which_nobody_says_anything_more_stays() -> None:
+    silent = result(text=" uh", tokens=[1], words=words((" uh", 0.0, 0.3)))
+    made, scripted = settler(lambda asked: OUTER if asked["length"] == 6 * SECOND else silent)
+    (part,) = await made.settle(0, 6 * SECOND, "en", voiced=5.0)
+    assert part.result == OUTER
+    assert len(scripted.asked) == 2
 
 
-async def test_a_slow_speaker_costs_one_second_look() -> None:
-    made, scripted = settler(lambda asked: result(tokens=list(range(2 * asked["length"] // SECOND))))
-    for number in range(5):
-        (part,) = await made.settle(number * 20 * SECOND, 20 * SECOND, "en", voiced=16.0, cuts=[10 * SECOND])
-        assert part.length == 20 * SECOND, "the whole is preferred where the parts say no more"
-    assert len(scripted.asked) == 3 + 4
+async def test_a_filling_is_never_sampled() -> None:
+    made, scripted = settler(
+        lambda asked: OUTER if asked["length"] == 6 * SECOND else result(avg_logprob=-3.0, tokens=list(range(50)))
+    )
+    (part,) = await made.settle(0, 6 * SECOND, "en", voiced=5.0)
+    assert part.result == OUTER
+    assert [(one["context"], one["search"].temperature) for one in scripted.asked[1:]] == [(900, 0.0), (3000, 0.0)]
+
+
+async def test_holes_in_fillings_are_filled_and_there_is_an_end() -> None:
+    def half(asked: dict[str, Any]) -> RowDone:
+        """A model that hears four words in the first five seconds of whatever it is given, and no more."""
+        return saying((" a", 0.0, 1.2), (" b", 1.2, 2.4), (" c", 2.4, 3.6), (" d", 3.6, 5.0))
+
+    made, scripted = settler(half)
+    parts = await made.settle(0, 24 * SECOND, "en", voiced=24.0)
+    assert [(part.start // SECOND, part.length // SECOND) for part in parts] == [(0, 5), (5, 5), (10, 14)]
+    assert [one["start"] // SECOND for one in scripted.asked] == [0, 5, 10]
+
+
+async def test_text_enough_is_not_looked_at() -> None:
+    dense = result(tokens=list(range(40)), words=words((" One", 0.0, 0.5), (" last", 11.5, 12.0)))
+    made, scripted = settler(lambda _: dense)
+    await made.settle(0, 12 * SECOND, "en", voiced=10.0)
+    assert made.decisions[0].hole is None
+    assert scripted.asked[0]["align_below"] == 36
+
+
+async def test_no_word_at_all_is_asked_for_with_the_whole_window_once() -> None:
+    made, scripted = settler(lambda _: result(text="", tokens=[]))
+    (part,) = await made.settle(0, 12 * SECOND, "en", voiced=10.0)
+    assert not part.result.text
+    assert [one["context"] for one in scripted.asked] == [1700, 3000]
 
 
 async def test_a_window_of_the_sequential_way_sees_everything_and_reads_on() -> None:

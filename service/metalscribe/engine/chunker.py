@@ -30,9 +30,6 @@ _LONG_OPENING: Final = 15 * SAMPLE_RATE
 _OPENING: Final = (5 * SAMPLE_RATE, 9 * SAMPLE_RATE, 12 * SAMPLE_RATE)
 """The first chunk of a long recording: at least, about, and at most so many samples."""
 
-_SHORTEST_PART: Final = 4 * SAMPLE_RATE
-"""What a chunk may be cut into, should that be called for."""
-
 _Samples = NDArray[np.float32]
 
 
@@ -147,12 +144,10 @@ class SpeechChunks:
 
     def _put(self, stretches: list[_Stretch]) -> None:
         self._opening = False
-        length = sum(stretch.samples.size for stretch in stretches)
         self._output.put(
             np.concatenate([stretch.samples for stretch in stretches]),
             [Piece(stretch.source, stretch.samples.size) for stretch in stretches],
             voiced=sum(stretch.voiced for stretch in stretches),
-            cuts=tuple(_quiet_place(stretches, *range_) for range_ in _quarters(length)),
         )
 
 
@@ -201,13 +196,6 @@ def _longest_pause(stretches: Sequence[_Stretch], following: int, longest: int) 
     return place
 
 
-def _quarters(length: int) -> list[tuple[int, int, int]]:
-    """Where a chunk may be cut in quarters, or in halves if it is short: at least, about, at most, in samples."""
-    parts = 4 if length >= 4 * _SHORTEST_PART else 2 if length >= 2 * _SHORTEST_PART else 1
-    part = length // parts
-    return [(number * part - part // 3, number * part, number * part + part // 3) for number in range(1, parts)]
-
-
 class QuietCuts:
     """The whole recording, cut at the quietest moment of each window's last five seconds; the first chunk is a short one."""
 
@@ -239,11 +227,7 @@ class QuietCuts:
         return start + int(energy.argmin()) * self._FRAME + self._FRAME // 2
 
     def _put(self, end: int) -> None:
-        cuts = tuple(
-            self._quietest(self._cut + low, self._cut + low + (high - low) // self._FRAME * self._FRAME) - self._cut
-            for low, _, high in _quarters(end - self._cut)
-        )
-        self._output.put(self._history.take(self._cut, end), [Piece(self._cut, end - self._cut)], cuts=cuts)
+        self._output.put(self._history.take(self._cut, end), [Piece(self._cut, end - self._cut)])
         self._cut = end
         self._history.forget(end)
 

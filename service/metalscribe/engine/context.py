@@ -8,6 +8,7 @@ that it does not notice the end and says its last sentence again: :func:`judge` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,11 +34,9 @@ _REPEATED_TOKENS: Final = 4
 
 _LONGEST_CHUNK: Final = 20.0
 
-_SKIPPED_SECONDS: Final = 4.0
-
-SLOWEST_TOKENS_PER_SECOND: Final = 3.0
-"""A text with fewer tokens than this for a second of voice probably lacks a sentence: readings have 3 to 5 in English, and
-more in every other language. Slow speakers cost a second look, see :class:`metalscribe.engine.settle.Settler`."""
+_LONG_ENOUGH_TO_SKIP: Final = 4.0
+_SPARSE: Final = {"en": 3.6}
+_SPARSE_ELSEWHERE: Final = 4.5
 
 _PHANTOM_NO_SPEECH_PROB: Final = 0.4
 _PHANTOM_VOICED_SECONDS: Final = 0.3
@@ -86,6 +85,16 @@ def max_tokens(samples: int, attempt: Attempt) -> int:
     return MAX_TOKENS if attempt.full else min(MAX_TOKENS, 24 + 12 * samples // 16_000)
 
 
+def sparse(language: str | None, voiced: float | None) -> int:
+    """Fewer tokens than this for so many seconds of voice, and the text may lack a sentence: reason for a closer look.
+
+    English readings have 3 to 5 tokens a second, and every other language more.
+    """
+    if voiced is None or voiced < _LONG_ENOUGH_TO_SKIP:
+        return 0
+    return math.ceil(_SPARSE.get(language or "", _SPARSE_ELSEWHERE) * voiced)
+
+
 class Verdict(StrEnum):
     """What :func:`judge` thinks of a result."""
 
@@ -101,7 +110,7 @@ class Verdict(StrEnum):
     HASTY = "hasty"
     """More words than anybody can say in the time."""
     SKIPPED = "skipped"
-    """Too few words for so much voice."""
+    """Part of the speech has no words."""
 
     @property
     def final(self) -> bool:
@@ -114,16 +123,14 @@ class Verdict(StrEnum):
         return self in {Verdict.SILENCE, Verdict.PHANTOM}
 
 
-def judge(
-    result: RowDone, attempt: Attempt, voiced: float | None, slowest: float = SLOWEST_TOKENS_PER_SECOND
-) -> Verdict:
+def judge(result: RowDone, attempt: Attempt, voiced: float | None, *, skipped: bool = False) -> Verdict:
     """Is a result plausible?
 
     Args:
         result: of a row.
         attempt: how it was decoded; a shortened context is judged more strictly.
         voiced: seconds of voice in the row, None where nobody has listened for it.
-        slowest: tokens for a second of voice that this recording may have.
+        skipped: part of the speech has no words (:mod:`metalscribe.engine.holes`).
     """
     if result.avg_logprob < MIN_AVG_LOGPROB:
         return Verdict.SILENCE if result.no_speech_prob > NO_SPEECH_PROB else _unsure(result)
@@ -133,9 +140,9 @@ def judge(
         return Verdict.PHANTOM
     if not attempt.full and (_loops(result, _SHORT_COMPRESSION_RATIO) or ends_twice(result.tokens)):
         return Verdict.REPEATED
-    if voiced is not None:
-        return _judge_rate(result, attempt, voiced, slowest)
-    return Verdict.PLAUSIBLE
+    if not attempt.full and voiced is not None and len(result.text.split()) > 2 + _FAST_WORDS_PER_SECOND * voiced:
+        return Verdict.HASTY
+    return Verdict.SKIPPED if skipped else Verdict.PLAUSIBLE
 
 
 def _unsure(result: RowDone) -> Verdict:
@@ -148,15 +155,6 @@ def _loops(result: RowDone, most: float) -> bool:
 
 def _nobody_speaks(result: RowDone, voiced: float | None) -> bool:
     return result.no_speech_prob > _PHANTOM_NO_SPEECH_PROB or (voiced is not None and voiced < _PHANTOM_VOICED_SECONDS)
-
-
-def _judge_rate(result: RowDone, attempt: Attempt, voiced: float, slowest: float) -> Verdict:
-    """More words than can be said in so many seconds of voice, or far fewer than would be."""
-    if not attempt.full and len(result.text.split()) > 2 + _FAST_WORDS_PER_SECOND * voiced:
-        return Verdict.HASTY
-    if voiced >= _SKIPPED_SECONDS and len(result.tokens) < slowest * voiced:
-        return Verdict.SKIPPED
-    return Verdict.PLAUSIBLE
 
 
 def ends_twice(tokens: Sequence[int]) -> bool:

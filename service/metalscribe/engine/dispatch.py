@@ -210,6 +210,7 @@ class Dispatcher:
         search: Search,
         context: int,
         max_tokens: int,
+        align_below: int,
         ticket: Ticket,
     ) -> Outcome:
         """Queue samples [start, start + length) of a source and wait for what they say; cancelling takes them out again.
@@ -221,7 +222,7 @@ class Dispatcher:
         """
         if self._closed:
             raise ShuttingDown(_CLOSING)
-        row = Row(next(self._ids), source, start, length, language, options, max_tokens)
+        row = Row(next(self._ids), source, start, length, language, options, max_tokens, align_below)
         waiting = WaitingRow(row, search, context, ticket, length / SAMPLE_RATE, time.monotonic())
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._futures[row.row] = future

@@ -65,6 +65,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         language: code, None to detect it.
         max_tokens: after so many the row is given up as a loop.
+        align_below: a text of fewer tokens is aligned with its sound even where nobody asked for the words.
     """
 
     row: int
@@ -74,6 +75,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     language: str | None
     options: DecodeOptions
     max_tokens: int
+    align_below: int = 0
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
@@ -124,12 +126,17 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 class AlignedWord(msgspec.Struct, frozen=True, array_like=True):
-    """A word and its place, in seconds from the start of the row."""
+    """A word and its place, in seconds from the start of the row.
+
+    Attributes:
+        tokens: how many of the row's it takes.
+    """
 
     start: float
     end: float
     text: str
     probability: float
+    tokens: int = 1
 
 
 class Phrase(msgspec.Struct, frozen=True, array_like=True):
@@ -152,7 +159,7 @@ class RowDone(msgspec.Struct, frozen=True, tag="row"):
         truncated: the text was cut off after ``max_tokens``.
         avg_logprob: mean log-probability of the tokens.
         compression_ratio: bytes of the text over bytes of its zlib compression.
-        words: empty unless asked for.
+        words: empty unless asked for, or aligned because there were so few tokens.
     """
 
     row: int

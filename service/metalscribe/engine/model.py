@@ -85,6 +85,7 @@ class Clip:
         seconds: length of the samples.
         language: code, None to detect it.
         max_tokens: after so many the text is cut off.
+        align_below: a text of fewer tokens gets its words even where they were not asked for.
     """
 
     row: int
@@ -93,6 +94,7 @@ class Clip:
     language: str | None
     options: DecodeOptions
     max_tokens: int = MAX_TOKENS
+    align_below: int = 0
 
 
 class SpeechModel:
@@ -270,11 +272,11 @@ class SpeechModel:
         languages: Sequence[tuple[str, float]],
         tokens: Sequence[list[int]],
     ) -> list[list[AlignedWord]]:
-        """The words of those clips that want them: one call for all rows of a language and task."""
+        """The words of those clips that want or need them: one call for all rows of a language and task."""
         words: list[list[AlignedWord]] = [[] for _ in clips]
         together: dict[tuple[str, str], list[int]] = {}
         for row, (clip, (language, _)) in enumerate(zip(clips, languages, strict=True)):
-            if clip.options.words and tokens[row]:
+            if tokens[row] and (clip.options.words or len(tokens[row]) < clip.align_below):
                 together.setdefault((language, clip.options.task), []).append(row)
         for (language, task), rows in together.items():
             alignment = self._whisper.find_alignment(
@@ -286,7 +288,13 @@ class SpeechModel:
             for row, aligned in zip(rows, alignment, strict=True):
                 merge_punctuations(aligned, _PREPENDED, _APPENDED)
                 words[row] = [
-                    AlignedWord(float(word["start"]), float(word["end"]), word["word"], float(word["probability"]))
+                    AlignedWord(
+                        float(word["start"]),
+                        float(word["end"]),
+                        word["word"],
+                        float(word["probability"]),
+                        len(word["tokens"]),
+                    )
                     for word in aligned
                     if word["word"]
                 ]

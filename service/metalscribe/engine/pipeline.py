@@ -210,9 +210,7 @@ class Pipeline:
             # The first chunk tells the language; asking each chunk would let short ones guess differently.
             language = (await asyncio.shield(self._settled_language))[0]
         try:
-            settled = await self._settler.settle(
-                chunk.start, chunk.length, language, voiced=chunk.voiced, cuts=chunk.cuts
-            )
+            settled = await self._settler.settle(chunk.start, chunk.length, language, voiced=chunk.voiced)
         except BaseException as error:
             if first and not self._settled_language.done():
                 self._settled_language.set_exception(error)

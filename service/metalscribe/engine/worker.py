@@ -136,7 +136,8 @@ class Worker:
         features = self._features(model, row) if ahead is None or ahead.cancel() else ahead.result()
         if features is None:
             return None
-        return Clip(row.row, features, row.length / SAMPLE_RATE, row.language, row.options, row.max_tokens)
+        seconds = row.length / SAMPLE_RATE
+        return Clip(row.row, features, seconds, row.language, row.options, row.max_tokens, row.align_below)
 
     def _prepare(self, model: SpeechModel) -> None:
         """Compute features of announced rows, in the order of their announcement, as long as somebody wants them."""

@@ -99,14 +99,12 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
     Attributes:
         pieces: where they come from.
         voiced: seconds of voice among them; None where nobody listened for it.
-        cuts: where they may be cut, in samples from their start, growing.
     """
 
     start: int
     length: int
     pieces: list[Piece]
     voiced: float | None = None
-    cuts: tuple[int, ...] = ()
 
 
 class Decoded(msgspec.Struct, frozen=True, tag="decoded"):

@@ -60,7 +60,6 @@ class Output(Protocol):
         pieces: list[Piece],
         *,
         voiced: float | None = None,
-        cuts: tuple[int, ...] = (),
     ) -> None:
         """Hand on a chunk, float32[n]; waits while the ring is full. See :class:`metalscribe.media.messages.Chunk`."""
 
@@ -114,7 +113,6 @@ class _RingOutput:
         pieces: list[Piece],
         *,
         voiced: float | None = None,
-        cuts: tuple[int, ...] = (),
     ) -> None:
         if samples.size > self._capacity:
             raise ValueError(f"a chunk of {samples.size} samples does not fit a ring of {self._capacity}")
@@ -123,7 +121,7 @@ class _RingOutput:
         first = min(samples.size, self._capacity - start)
         self._ring[start : start + first] = samples[:first]
         self._ring[: samples.size - first] = samples[first:]
-        self._channel.send(Chunk(self._end, samples.size, pieces, voiced, cuts))
+        self._channel.send(Chunk(self._end, samples.size, pieces, voiced))
         self._end += samples.size
 
     def _make_room(self, wanted: int) -> None:

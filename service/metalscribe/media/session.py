@@ -102,8 +102,6 @@ class DecodeSession:
             and all(piece.length > 0 for piece in chunk.pieces)
             and sources == sorted(sources)
             and sources[0] >= 0
-            and list(chunk.cuts) == sorted(set(chunk.cuts))
-            and all(0 < cut < chunk.length for cut in chunk.cuts)
             and (chunk.voiced is None or 0 <= chunk.voiced <= chunk.length)
         )
         if not sound:
