@@ -374,7 +374,12 @@ class Dispatcher:
         if self._shrunk is not None:
             return self._shrunk
         limits = _LIMITS[self._device]
-        return dataclasses.replace(limits, rows=self._batch_size) if self._batch_size else limits
+        if self._batch_size:
+            return dataclasses.replace(limits, rows=self._batch_size)
+        fitting = self.model.loaded.rows if self.model.loaded else None
+        if fitting is None or fitting >= limits.rows:
+            return limits
+        return dataclasses.replace(limits, rows=fitting, frames=fitting * FULL_CONTEXT)
 
     def _patience(self, rows: int) -> float:
         """When a batch counts as hung: far beyond what the warm-up says it can take on this machine."""

@@ -109,6 +109,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
         device: ``cpu`` or ``cuda``.
         warm_up_seconds: what that took; the measure of a batch that hangs.
         parallel: how many batches it decodes at a time.
+        rows: how many fit into the GPU's memory together; None where nobody knows.
     """
 
     device: str
@@ -116,6 +117,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     load_seconds: float
     warm_up_seconds: float
     parallel: int = 1
+    rows: int | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):

@@ -7,6 +7,7 @@ to give all of a GPU's memory back.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import queue
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from metalscribe.channel import Channel, ChannelClosed
 from metalscribe.engine.context import FULL_CONTEXT, MAX_TOKENS
+from metalscribe.engine.cuda import free_memory, rows_that_fit
 from metalscribe.engine.messages import (
     Batch,
     BatchDone,
@@ -103,13 +105,17 @@ class Worker:
             silence = Clip(
                 0, model.features(np.zeros(16_000, np.float32)), 1.0, "en", DecodeOptions(words=True), MAX_TOKENS
             )
+            before = free_memory() if model.device == "cuda" else None
             for _ in model.decode([silence], Search(), FULL_CONTEXT):
                 pass
+            rows = rows_that_fit(before, free_memory()) if before is not None else None
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             self._send(LoadFailed(str(error) or type(error).__name__, _is_out_of_memory(error)))
             return None
+        gc.collect()
+        gc.freeze()  # what is here stays, and need not be looked through again and again
         warm = time.perf_counter()
-        self._send(Loaded(model.device, model.compute_type, loaded - begin, warm - loaded, model.parallel))
+        self._send(Loaded(model.device, model.compute_type, loaded - begin, warm - loaded, model.parallel, rows))
         return model
 
     def _decode(self, model: SpeechModel, batch: Batch) -> None:

@@ -12,6 +12,7 @@ The sandbox imports FFmpeg's libraries and the stages once, so that a fork costs
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import mmap
@@ -273,6 +274,9 @@ def main() -> None:
         # What a stage sets up once is then there in every process that is forked, and costs no recording its time.
         getattr(loaded, "prepare", lambda: None)()
     _rehearse()
+    # What is here stays: a decoder that looks it through for garbage would copy all of it.
+    gc.collect()
+    gc.freeze()
     channel: Channel[Decode] = Channel(socket.socket(fileno=int(sys.argv[1])), Decode)
     Sandbox(channel, stages).run()
 
