@@ -69,8 +69,9 @@ def rows_that_fit(before: int | None, after: int | None) -> int | None:
     """How many rows fit into memory together, by what the first one took; None where that is unknown.
 
     Args:
-        before, after: bytes free before a row of the whole window was decoded, and after it: CTranslate2 keeps for the next
-            batch what one has used. What is set up once counts as the row's, and a fifth stays free, for others.
+        before: bytes free before a row of the whole window was decoded.
+        after: bytes free after it. CTranslate2 keeps for the next batch what one has used; what is set up once counts as the
+            row's, and a fifth stays free, for others.
     """
     if before is None or after is None or before <= after:
         return None
