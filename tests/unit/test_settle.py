@@ -160,6 +160,14 @@ async def test_text_enough_is_not_looked_at() -> None:
     assert scripted.asked[0]["align_below"] == 36
 
 
+async def test_translations_are_not_looked_at() -> None:
+    made, scripted = settler(lambda _: OUTER)
+    made.options = DecodeOptions(task="translate")
+    await made.settle(0, 6 * SECOND, "de", voiced=5.0)
+    assert scripted.asked[0]["align_below"] == 0
+    assert [decision.verdict for decision in made.decisions] == ["plausible"]
+
+
 async def test_no_word_at_all_is_asked_for_with_the_whole_window_once() -> None:
     made, scripted = settler(lambda _: result(text="", tokens=[]))
     (part,) = await made.settle(0, 12 * SECOND, "en", voiced=10.0)

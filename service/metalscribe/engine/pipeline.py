@@ -229,7 +229,7 @@ class Pipeline:
         if settled.empty:
             return []
         offset = settled.start / SAMPLE_RATE
-        words = place_words(settled.result.words, offset, self._timeline)
+        words = place_words(settled.result.words if self._timed else [], offset, self._timeline)
         span = self._timeline.wide_span(offset, offset + settled.length / SAMPLE_RATE)
         return self._accept(settled.result, words, span)
 

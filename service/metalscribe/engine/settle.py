@@ -193,7 +193,8 @@ class Settler:
         if attempt.temperature > 0:
             search = Search(search.beam_size, attempt.temperature, search.best_of, search.timestamps)
         context = FULL_CONTEXT if attempt.full else context_frames(stretch.length, self.margin)
-        suspicious = sparse(stretch.language, stretch.voiced)
+        # A translation does not follow the sound word by word: its alignment says nothing of what it lacks.
+        suspicious = sparse(stretch.language, stretch.voiced) if options.task == "transcribe" else 0
         outcome = await self.dispatcher.decode(
             source=self.source,
             start=stretch.start,
