@@ -2,7 +2,8 @@
 
 A word gets as much time as it took to say; a sentence that was left out leaves its time behind, as a gap between two words
 or as a word beside it that seems to last for seconds. Speech reaches the model with its pauses cut out, so on 35 minutes
-of readings a hole of 1.6 seconds told every sentence that tiny.en had skipped and nothing else (docs/performance.md).
+of readings a hole of 1.6 seconds told every sentence that tiny.en had skipped, and hardly anything else
+(docs/performance.md).
 """
 
 from __future__ import annotations
