@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 _SHARE: Final = 0.8
+"""Of the free memory, that batches may take."""
 
 _LIBRARIES: Final = ("libcublasLt.so.12", "libcublas.so.12")  # in the order in which they need each other
 

@@ -112,9 +112,9 @@ class Worker:
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             self._send(LoadFailed(str(error) or type(error).__name__, _is_out_of_memory(error)))
             return None
+        warm = time.perf_counter()
         gc.collect()
         gc.freeze()  # what is here stays, and need not be looked through again and again
-        warm = time.perf_counter()
         self._send(Loaded(model.device, model.compute_type, loaded - begin, warm - loaded, model.parallel, rows))
         return model
 
