@@ -198,6 +198,15 @@ def test_random_bytes_give_samples_or_a_media_error(content: bytes) -> None:
     assert all(np.isfinite(block).all() and np.abs(block).max() <= 1 for block in blocks)
 
 
+@pytest.mark.parametrize("tag", [b"\xff\x00", b"\x00\xff", b"\x80\x80"])
+def test_a_codec_tag_that_is_no_text_is_judged_like_any_other(tag: bytes) -> None:
+    # 0x00ff is AAC in WAV, which exists; the others nobody knows.
+    head = b"RIFF" + struct.pack("<I", 36 + 8000) + b"WAVEfmt \x10\0\0\0" + tag
+    head += struct.pack("<HIIHH", 1, 16_000, 32_000, 2, 16) + b"data" + struct.pack("<I", 8000)
+    with pytest.raises(UndecodableMedia, match=r"could be decoded|no decoder"):
+        list(Recording(io.BytesIO(head + bytes(8000))).blocks())
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_a_damaged_wav_gives_samples_or_a_media_error(data: st.DataObject) -> None:

@@ -116,7 +116,7 @@ class Recording:
         context = stream.codec_context
         if context is None:
             raise UndecodableMedia("no decoder for this audio track (perhaps it is encrypted)")
-        if context.codec.name == "none" or any(tag in str(context.codec_tag).lower() for tag in ("enca", "drms")):
+        if context.codec.name == "none" or _tag(context) in {"enca", "drms"}:
             raise UndecodableMedia("the audio track is encrypted (DRM); post it unprotected")
         if not 0 < context.sample_rate <= 1_536_000 and context.codec.name.startswith("pcm"):
             raise UndecodableMedia(f"a sample rate of {context.sample_rate} Hz makes no sense")
@@ -225,6 +225,14 @@ class _Downmix:
         if self._resampler is not None:
             for resampled in self._resampler.resample(None):
                 yield _mixed(resampled)
+
+
+def _tag(context: av.CodecContext) -> str:
+    """The four letters by which the container names the codec, in lower case; empty where they are none (AAC in WAV)."""
+    try:
+        return context.codec_tag.lower()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _mixed(frame: av.AudioFrame) -> _Samples:
