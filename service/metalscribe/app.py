@@ -28,7 +28,7 @@ from metalscribe.api.work import Desk
 from metalscribe.engine.fleet import ServedModel
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
-from metalscribe.engine.margins import margin_for
+from metalscribe.engine.margins import adaptive_context
 from metalscribe.engine.memory import MemoryGauge
 from metalscribe.engine.metrics import EngineCollector, EngineMetrics
 from metalscribe.engine.weights import describe, resolve
@@ -65,7 +65,7 @@ def build_engine(settings: Settings, gpu: GpuWatch | None = None, metrics: Engin
         default.card,
         EngineOptions(
             model=default.process,
-            margin=default.margin,
+            adaptive=default.adaptive,
             batch_size=settings.batch_size,
             beam_size=settings.beam_size,
             max_queue=settings.max_queue,
@@ -92,8 +92,8 @@ def _served(settings: Settings, wanted: str) -> ServedModel:
         idle_timeout_secs=settings.idle_timeout_secs,
         gpu_poll_interval_secs=settings.gpu_poll_interval_secs,
     )
-    margin = margin_for(settings.context_margin, files.name, files.path)
-    return ServedModel(describe(files.path, name=files.name), process, margin)
+    adaptive = adaptive_context(settings.context_margin, files.name, files.path)
+    return ServedModel(describe(files.path, name=files.name), process, adaptive)
 
 
 def _names(settings: Settings, engine: LocalEngine) -> dict[str, str]:

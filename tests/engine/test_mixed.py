@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
-from metalscribe.engine.margins import margin_for
+from metalscribe.engine.margins import adaptive_context
 from metalscribe.engine.weights import describe
 from metalscribe.transcript import Done, Task, Transcript, TranscriptionRequest
 from models import ModelNotInstalled, base_model
@@ -31,7 +31,7 @@ async def engine() -> AsyncIterator[LocalEngine]:
     except ModelNotInstalled as error:
         pytest.skip(str(error))
     process = ModelProcessOptions(path=path, name="base", device="cpu", idle_timeout_secs=0)
-    options = EngineOptions(model=process, margin=margin_for("auto", "base", path), max_queue=100)
+    options = EngineOptions(model=process, adaptive=adaptive_context("auto", "base", path), max_queue=100)
     made = LocalEngine(describe(path, name="base"), options)
     await made.start()
     yield made

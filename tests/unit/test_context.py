@@ -9,6 +9,7 @@ from metalscribe.engine.context import (
     FULL_CONTEXT,
     MAX_TOKENS,
     TEMPERATURES,
+    AdaptiveContext,
     Attempt,
     Verdict,
     best_of,
@@ -136,7 +137,7 @@ def test_the_ladder_begins_with_search_and_only_climbs() -> None:
 
 @given(st.integers(1, 480_000), st.floats(0.5, 30))
 def test_a_context_holds_the_row_and_its_margin(samples: int, margin: float) -> None:
-    frames = context_frames(samples, margin)
+    frames = context_frames(samples, AdaptiveContext(margin, longest=20.0))
     assert 160 * frames >= samples
     assert frames <= FULL_CONTEXT
     assert frames == FULL_CONTEXT or frames / 100 >= samples / 16_000 + margin - 0.02

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from metalscribe.engine.margins import margin_for
+from metalscribe.engine.context import AdaptiveContext
+from metalscribe.engine.margins import adaptive_context
 from metalscribe.errors import ConfigurationError
 
 
@@ -15,6 +16,10 @@ def model(directory: Path, last_layer: int | None, size: int) -> Path:
     with (directory / "model.bin").open("wb") as weights:
         weights.truncate(size)
     return directory
+
+
+def margin_of(adaptive: AdaptiveContext | None) -> float | None:
+    return adaptive.margin if adaptive else None
 
 
 @pytest.mark.parametrize(
@@ -32,11 +37,21 @@ def model(directory: Path, last_layer: int | None, size: int) -> Path:
 def test_what_was_measured_is_known_by_the_model_itself(
     tmp_path: Path, last_layer: int | None, size: int, margin: float | None
 ) -> None:
-    assert margin_for("auto", "whatever", model(tmp_path, last_layer, size)) == margin
+    assert margin_of(adaptive_context("auto", "whatever", model(tmp_path, last_layer, size))) == margin
 
 
 def test_the_demo_model_is_known(demo_model: Path) -> None:
-    assert margin_for("auto", "demo", demo_model) == 5.0
+    assert adaptive_context("auto", "demo", demo_model) == AdaptiveContext(margin=5.0, longest=20.0)
+
+
+def test_a_chunk_is_as_long_as_suits_the_model(tmp_path: Path) -> None:
+    base, unknown = tmp_path / "base", tmp_path / "unknown"
+    for directory, last_layer, size in ((base, 5, 145_217_532), (unknown, 11, 483_546_902)):
+        directory.mkdir()
+        model(directory, last_layer, size)
+    assert adaptive_context("auto", "base", base) == AdaptiveContext(margin=5.0, longest=24.0)
+    assert adaptive_context("4", "base", base) == AdaptiveContext(margin=4.0, longest=24.0)
+    assert adaptive_context("4", "unknown", unknown) == AdaptiveContext(margin=4.0, longest=24.0)
 
 
 @pytest.mark.parametrize(
@@ -54,10 +69,10 @@ def test_the_demo_model_is_known(demo_model: Path) -> None:
     ],
 )
 def test_the_operator_has_the_last_word(tmp_path: Path, setting: str, margin: float | None) -> None:
-    assert margin_for(setting, "small", model(tmp_path, 3, 75_537_502)) == margin
+    assert margin_of(adaptive_context(setting, "small", model(tmp_path, 3, 75_537_502))) == margin
 
 
 @pytest.mark.parametrize("setting", ["much", "-1", "31", "small=", "small=x", "nan", "inf"])
 def test_nonsense_is_named(tmp_path: Path, setting: str) -> None:
     with pytest.raises(ConfigurationError, match="METALSCRIBE_CONTEXT_MARGIN"):
-        margin_for(setting, "small", model(tmp_path, 3, 75_537_502))
+        adaptive_context(setting, "small", model(tmp_path, 3, 75_537_502))

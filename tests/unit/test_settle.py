@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
+from metalscribe.engine.context import AdaptiveContext
 from metalscribe.engine.dispatch import Dispatcher, Outcome
 from metalscribe.engine.messages import AlignedWord, DecodeOptions, RowDone, Search
 from metalscribe.engine.metrics import EngineMetrics, ModelMetrics
@@ -16,6 +17,7 @@ from metalscribe.engine.scheduler import Ticket
 from metalscribe.engine.settle import Settler
 
 SECOND = 16_000
+SHORT = AdaptiveContext(margin=5.0, longest=20.0)
 GOOD = RowDone(1, " Hello there.", [1, 2, 3], "en", 1.0, -0.3, 0.01, 1.1, [])
 
 Answer = Callable[[dict[str, Any]], RowDone]
@@ -38,7 +40,7 @@ def result(**changes: object) -> RowDone:
     return msgspec.structs.replace(GOOD, **changes)
 
 
-def settler(answer: Answer, margin: float | None = 5.0) -> tuple[Settler, Scripted]:
+def settler(answer: Answer, adaptive: AdaptiveContext | None = SHORT) -> tuple[Settler, Scripted]:
     scripted = Scripted(answer)
     counted: list[Outcome] = []
     made = Settler(
@@ -47,7 +49,7 @@ def settler(answer: Answer, margin: float | None = 5.0) -> tuple[Settler, Script
         ticket=Ticket(),
         options=DecodeOptions(prompt="Glossary"),
         search=Search(),
-        margin=margin,
+        adaptive=adaptive,
         on_outcome=counted.append,
     )
     return made, scripted
@@ -75,7 +77,7 @@ async def test_a_loop_in_a_short_context_is_tried_with_the_whole_window() -> Non
 
 async def test_then_it_is_sampled_ever_more_boldly_and_the_least_bad_is_taken() -> None:
     chances = itertools.count()
-    made, scripted = settler(lambda _: result(avg_logprob=-2.0 + 0.1 * next(chances)), margin=None)
+    made, scripted = settler(lambda _: result(avg_logprob=-2.0 + 0.1 * next(chances)), adaptive=None)
     (settled,) = await made.settle(0, 20 * SECOND, "en")
     assert [one["search"].temperature for one in scripted.asked] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert settled.result.avg_logprob == -1.5

@@ -32,8 +32,6 @@ _SHORT_COMPRESSION_RATIO: Final = 2.0
 _FAST_WORDS_PER_SECOND: Final = 4.6
 _REPEATED_TOKENS: Final = 4
 
-_LONGEST_CHUNK: Final = 20.0
-
 _LONG_ENOUGH_TO_SKIP: Final = 4.0
 _SPARSE: Final = {"en": 3.6}
 _SPARSE_ELSEWHERE: Final = 4.5
@@ -60,20 +58,30 @@ def ladder(context: int) -> tuple[Attempt, ...]:
     return (*short, *(Attempt(full=True, temperature=temperature) for temperature in TEMPERATURES))
 
 
-def context_frames(samples: int, margin: float | None) -> int:
-    """Frames for a row of ``samples`` at 16 kHz, with ``margin`` seconds of silence behind it; None gives all."""
-    if margin is None:
-        return FULL_CONTEXT
-    return min(FULL_CONTEXT, -(-samples // 160) + round(100 * margin))
+@dataclass(frozen=True, slots=True)
+class AdaptiveContext:
+    """How little a model needs to see: measured for each, :mod:`metalscribe.engine.margins`.
 
-
-def longest_chunk(margin: float | None) -> float:
-    """Seconds of speech that are decoded in one go.
-
-    All that the window holds where the encoder is shown all of it anyway; less where its work grows with the chunk, faster
-    than the chunk does, and the model is less inclined to skip a sentence.
+    Attributes:
+        margin: seconds of silence behind its speech.
+        longest: seconds of speech that are decoded in one go. The encoder's work grows faster than a chunk does, and a small
+            model skips sentences of long ones; a larger model makes more of them.
     """
-    return 30.0 if margin is None else _LONGEST_CHUNK
+
+    margin: float
+    longest: float
+
+
+def context_frames(samples: int, adaptive: AdaptiveContext | None) -> int:
+    """Frames for a row of ``samples`` at 16 kHz: its own and the margin's, or without ``adaptive`` all."""
+    if adaptive is None:
+        return FULL_CONTEXT
+    return min(FULL_CONTEXT, -(-samples // 160) + round(100 * adaptive.margin))
+
+
+def longest_chunk(adaptive: AdaptiveContext | None) -> float:
+    """Seconds of speech that are decoded in one go: all that the window holds where the encoder sees all of it anyway."""
+    return 30.0 if adaptive is None else adaptive.longest
 
 
 def max_tokens(samples: int, attempt: Attempt) -> int:

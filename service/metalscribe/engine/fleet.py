@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from metalscribe.engine.budget import PATIENCE_SECONDS, MemoryBudget
+from metalscribe.engine.context import AdaptiveContext
 from metalscribe.engine.dispatch import Dispatcher
 from metalscribe.engine.events import LifecycleEvents
 from metalscribe.engine.interface import ModelStatus
@@ -23,12 +24,12 @@ class ServedModel:
     """A model that is to be served.
 
     Attributes:
-        margin: seconds of silence behind its speech, None for the whole window (:mod:`metalscribe.engine.margins`).
+        adaptive: how little its encoder needs to see, None for the whole window (:mod:`metalscribe.engine.margins`).
     """
 
     card: ModelCard
     process: ModelProcessOptions
-    margin: float | None = None
+    adaptive: AdaptiveContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class FleetModel:
     card: ModelCard
     options: ModelProcessOptions
     dispatcher: Dispatcher
-    margin: float | None
+    adaptive: AdaptiveContext | None
 
     @property
     def status(self) -> ModelStatus:
@@ -104,7 +105,7 @@ class Fleet:
                 surroundings=surroundings,
                 metrics=options.metrics,
             )
-            self._models[name] = FleetModel(one.card, one.process, dispatcher, one.margin)
+            self._models[name] = FleetModel(one.card, one.process, dispatcher, one.adaptive)
         self.default = next(iter(self._models.values()))
 
     def __iter__(self) -> Iterator[FleetModel]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from metalscribe.engine.chunker import STAGE
+from metalscribe.engine.context import AdaptiveContext
 from metalscribe.engine.events import LifecycleEvents
 from metalscribe.engine.fleet import Fleet, FleetOptions, ServedModel
 from metalscribe.engine.interface import EngineStatus, ModelState, ModelStatus
@@ -30,12 +31,12 @@ class EngineOptions:
 
     Attributes:
         model: the default model's process.
-        margin: the default model's, see :class:`metalscribe.engine.fleet.ServedModel`.
+        adaptive: the default model's, see :class:`metalscribe.engine.fleet.ServedModel`.
         memory_budget: bytes for all models together, 0 without a bound.
     """
 
     model: ModelProcessOptions
-    margin: float | None = None
+    adaptive: AdaptiveContext | None = None
     batch_size: int = 0
     beam_size: int = 5
     max_queue: int = 32
@@ -74,7 +75,7 @@ class LocalEngine:
         limits = Limits(cpu_seconds=60 + int(options.max_audio_seconds / 50), audio_seconds=options.max_audio_seconds)
         self._pool = DecoderPool(stages=(STAGE,), limits=limits)
         self._fleet = Fleet(
-            (ServedModel(card, options.model, options.margin), *further),
+            (ServedModel(card, options.model, options.adaptive), *further),
             FleetOptions(
                 batch_size=options.batch_size,
                 load_timeout_secs=options.load_timeout_secs,
@@ -191,7 +192,7 @@ class LocalEngine:
                     model=model.card.name,
                     language=language,
                     beam_size=self._options.beam_size,
-                    margin=model.margin,
+                    adaptive=model.adaptive,
                 )
                 async with aclosing(relay(pipeline.run(), lease)) as events:
                     async for event in events:

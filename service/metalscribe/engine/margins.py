@@ -1,4 +1,4 @@
-"""The margin of silence that each model gets behind its speech: measured for some models, set by the operator for others.
+"""What each model is shown at a time: measured for some models, its margin of silence set by the operator for others.
 
 How it was measured, and how to measure it for another model, is in docs/performance.md (``metalscribe bench tune``).
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from metalscribe.engine.context import AdaptiveContext
 from metalscribe.errors import ConfigurationError
 
 AUTO: Final = "auto"
@@ -19,30 +20,32 @@ _WINDOW_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class _Tuned:
-    """A family of models and its margin.
+    """A family of models and what suits it.
 
     Attributes:
         last_layer: index of the last decoder layer among the alignment heads.
         max_bytes: of the weights, in float32; what tells it from distilled models, which are wide and shallow.
-        margin: seconds.
+        adaptive: measured.
     """
 
     last_layer: int
     max_bytes: int
-    margin: float
+    adaptive: AdaptiveContext
 
 
 _TUNED: Final = (
-    _Tuned(last_layer=3, max_bytes=165_000_000, margin=5.0),  # tiny, tiny.en
-    _Tuned(last_layer=5, max_bytes=310_000_000, margin=5.0),  # base, base.en
+    _Tuned(last_layer=3, max_bytes=165_000_000, adaptive=AdaptiveContext(margin=5.0, longest=20.0)),  # tiny, tiny.en
+    _Tuned(last_layer=5, max_bytes=310_000_000, adaptive=AdaptiveContext(margin=5.0, longest=24.0)),  # base, base.en
 )
 
+_LONGEST_ELSEWHERE: Final = 24.0
 
-def margin_for(setting: str, name: str, path: Path) -> float | None:
-    """The margin of a model in seconds, None where its encoder shall always see the whole window.
+
+def adaptive_context(setting: str, name: str, path: Path) -> AdaptiveContext | None:
+    """What a model is shown at a time, None where its encoder shall always see the whole window.
 
     Args:
-        setting: ``auto``, seconds for all models, or a list such as ``small=6,large-v3=0,auto``, in which what has no name
+        setting: the margin: ``auto``, seconds for all models, or a list such as ``small=6,large-v3=0,auto``, in which what has no name
             holds for all others; 0 turns it off.
         name: of the model.
         path: its directory.
@@ -58,9 +61,11 @@ def margin_for(setting: str, name: str, path: Path) -> float | None:
         elif _checked(value, setting) and label.strip() == name:
             chosen = value.strip()
             break
+    measured = _measured(path)
     if chosen == AUTO:
-        return _measured(path)
-    return float(chosen) or None
+        return measured
+    margin = float(chosen)
+    return AdaptiveContext(margin, measured.longest if measured else _LONGEST_ELSEWHERE) if margin else None
 
 
 def _checked(value: str, setting: str) -> str:
@@ -77,7 +82,7 @@ def _checked(value: str, setting: str) -> str:
     return value
 
 
-def _measured(path: Path) -> float | None:
+def _measured(path: Path) -> AdaptiveContext | None:
     """What was measured for models of this kind; None for kinds that nobody has measured."""
     try:
         heads = json.loads((path / "config.json").read_text(encoding="utf-8"))["alignment_heads"]
@@ -87,5 +92,5 @@ def _measured(path: Path) -> float | None:
         return None  # no alignment heads, so nobody knows what it is
     for tuned in _TUNED:
         if last_layer == tuned.last_layer and size <= tuned.max_bytes:
-            return tuned.margin
+            return tuned.adaptive
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from metalscribe.engine.chunker import CHUNK_SAMPLES, STAGE
-from metalscribe.engine.context import longest_chunk
+from metalscribe.engine.context import AdaptiveContext, longest_chunk
 from metalscribe.engine.dispatch import Dispatcher, Outcome
 from metalscribe.engine.messages import DecodeOptions, RowDone, Search
 from metalscribe.engine.scheduler import Ticket
@@ -85,7 +85,7 @@ class Pipeline:
         model: str,
         language: str | None,
         beam_size: int,
-        margin: float | None,
+        adaptive: AdaptiveContext | None,
     ) -> None:
         self._request = request
         self._pool = pool
@@ -108,7 +108,7 @@ class Pipeline:
                 task=request.task.value, words=self._timed, prompt=request.prompt, hotwords=request.hotwords
             ),
             search=Search(beam_size, timestamps=request.mode is Mode.ACCURATE),
-            margin=margin,
+            adaptive=adaptive,
             on_outcome=self._tally.count,
         )
         if language is not None:
@@ -123,7 +123,7 @@ class Pipeline:
             async with self._pool.open(
                 request.path,
                 stage=STAGE,
-                options={"vad": request.vad, "longest": longest_chunk(self._settler.margin)},
+                options={"vad": request.vad, "longest": longest_chunk(self._settler.adaptive)},
                 capacity=capacity,
                 track=request.audio_track,
             ) as session:

@@ -12,6 +12,7 @@ import msgspec
 
 from metalscribe.engine.context import (
     FULL_CONTEXT,
+    AdaptiveContext,
     Attempt,
     Verdict,
     best_of,
@@ -118,7 +119,7 @@ class Settler:
     ticket: Ticket
     options: DecodeOptions
     search: Search
-    margin: float | None
+    adaptive: AdaptiveContext | None
     on_outcome: Callable[[Outcome], None]
     decisions: list[Decision] = field(default_factory=list)
 
@@ -134,7 +135,7 @@ class Settler:
             voiced: seconds of voice, None where unknown.
         """
         stretch = _Stretch(start, length, language, voiced)
-        take = await self._climb(stretch, self.options, ladder(context_frames(length, self.margin)))
+        take = await self._climb(stretch, self.options, ladder(context_frames(length, self.adaptive)))
         return await self._fill(take, 0) if take.verdict is Verdict.SKIPPED else [take.settled()]
 
     async def once(self, start: int, length: int, language: str | None, previous: tuple[int, ...]) -> Settled:
@@ -179,7 +180,7 @@ class Settler:
         stretch = _Stretch(
             take.stretch.start + begin, end - begin, take.result.language, voiced=(end - begin) / SAMPLE_RATE
         )
-        attempts = ladder(context_frames(stretch.length, self.margin))
+        attempts = ladder(context_frames(stretch.length, self.adaptive))
         found = await self._climb(stretch, self.options, [one for one in attempts if one.temperature == 0])
         if found.verdict is Verdict.SKIPPED and depth + 1 < _DEEPEST:
             parts = await self._fill(found, depth + 1)
@@ -192,7 +193,7 @@ class Settler:
         search = self.search
         if attempt.temperature > 0:
             search = Search(search.beam_size, attempt.temperature, search.best_of, search.timestamps)
-        context = FULL_CONTEXT if attempt.full else context_frames(stretch.length, self.margin)
+        context = FULL_CONTEXT if attempt.full else context_frames(stretch.length, self.adaptive)
         # A translation does not follow the sound word by word: its alignment says nothing of what it lacks.
         suspicious = sparse(stretch.language, stretch.voiced) if options.task == "transcribe" else 0
         outcome = await self.dispatcher.decode(
