@@ -148,9 +148,9 @@ def secret_file(path: PurePosixPath, content: bytes) -> Generator[StringCommand 
 class Applied(FactBase[bool]):
     """Whether what was last applied is what is on disk."""
 
-    def command(self, stamp: str, paths: Sequence[str]) -> StringCommand:
+    def command(self, stamp: str, paths: Sequence[str], stamps: PurePosixPath = STAMPS) -> StringCommand:
         """``yes`` or ``no``."""
-        last = QuoteString(str(STAMPS / stamp))
+        last = QuoteString(str(stamps / stamp))
         return StringCommand('[ "$(', _digest(paths), ')" = "$(cat', last, '2>/dev/null)" ] && echo yes || echo no')
 
     def process(self, output: Sequence[str]) -> bool:
@@ -159,20 +159,22 @@ class Applied(FactBase[bool]):
 
 
 @operation()
-def applied(stamp: str, paths: Sequence[PurePosixPath], commands: Sequence[str]) -> Generator[StringCommand]:
+def applied(
+    stamp: str, paths: Sequence[PurePosixPath], commands: Sequence[str], stamps: PurePosixPath = STAMPS
+) -> Generator[StringCommand]:
     """Run ``commands`` unless they have run since one of the files changed.
 
     ``_if=put.did_change`` would be forgotten by a deploy that is cut off between the change and what it calls for; this is
     decided by the files and a stamp.
     """
     files = [str(path) for path in paths]
-    if host.get_fact(Applied, stamp=stamp, paths=files):
+    if host.get_fact(Applied, stamp=stamp, paths=files, stamps=stamps):
         host.noop(f"{stamp}: nothing has changed")
         return
     for command in commands:
         yield StringCommand(command)
-    target = QuoteString(str(STAMPS / stamp))
-    yield StringCommand("mkdir", "-p", QuoteString(str(STAMPS)), "&&", _digest(files), ">", target)
+    target = QuoteString(str(stamps / stamp))
+    yield StringCommand("mkdir", "-p", QuoteString(str(stamps)), "&&", _digest(files), ">", target)
 
 
 def _digest(paths: Sequence[str]) -> StringCommand:

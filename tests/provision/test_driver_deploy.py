@@ -1,33 +1,20 @@
 """The driver deploy executed, interrupted and repeated, on a host in a folder.
 
-The commands run in a real shell, over real files below a temporary folder that stands for ``/``. What cannot be there is
-simulated by one small shell script under the names of apt, the kernel's tools, systemctl and nvidia-smi; it keeps its state in
-files, as a host does. pyinfra's ``@fake`` connector is where both are joined.
+What cannot be there is simulated under the names of apt, the kernel's tools, systemctl and nvidia-smi.
 """
 
-# mypy: untyped-calls-exclude=pyinfra
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from driver_hosts import CANDIDATES, CODENAMES, KERNELS, RTX_4090, SOURCES
 from fakes import DISTRIBUTIONS, HOST
-from pyinfra.api.config import Config
-from pyinfra.api.connect import connect_all
-from pyinfra.api.exceptions import PyinfraError
-from pyinfra.api.inventory import Inventory
-from pyinfra.api.operations import run_ops
-from pyinfra.api.state import State, StateStage
-from pyinfra.connectors.fake import FakeConnector
-from pyinfra.connectors.util import CommandOutput, OutputLine
-from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
+from folder_host import Cut, FolderHost, joined
 
 from metalscribe_provision.driver.configuration import NOUVEAU_FILE, PERSISTENCE_FILE, UNATTENDED_UPGRADES_FILE
 from metalscribe_provision.driver.deploy import driver
@@ -84,23 +71,18 @@ case "${0##*/} $*" in
 esac
 """
 
-CHANGES = re.compile(
-    r"apt-get .* (update|install) |apt-get .* update$|apt-mark hold|update-initramfs -u|modprobe nvidia|^reboot$"
-    r"|systemctl (enable|start|restart|daemon-reload)|^(chmod|mkdir|rm) "
-)
 
+class DriverHost(FolderHost):
+    """Debian or Ubuntu with one GeForce RTX 4090."""
 
-class Cut(Exception):
-    """The deploy was killed."""
-
-
-class FolderHost:
-    """A host in a folder: Debian or Ubuntu with one GeForce RTX 4090."""
+    CHANGES = re.compile(
+        r"apt-get .* (update|install) |apt-get .* update$|apt-mark hold|update-initramfs -u|modprobe nvidia|^reboot$"
+        r"|systemctl (enable|start|restart|daemon-reload)|^(chmod|mkdir|rm) "
+    )
+    PATHS = "etc|sys|boot|lib/modules|proc"
 
     def __init__(self, root: Path, distribution: str, *, nouveau: bool = False, kernel: str | None = None) -> None:
-        self.root = root
-        self.changes = 0
-        self.cut_at: int | None = None
+        super().__init__(root, HOST_SCRIPT, TOOLS.split())
         name, newest = distribution.partition("-")[0], KERNELS[distribution]
         running = kernel or newest
         version, flavour = {
@@ -135,91 +117,18 @@ class FolderHost:
             (root / "state/ubuntu").touch()
         if nouveau:
             (root / "sys/bus/pci/devices/0000:01:00.0/driver").symlink_to("../drivers/nouveau")
-        (root / "bin").mkdir()
         (root / "lib/modules").mkdir(parents=True)
-        (root / "bin/host").write_text(HOST_SCRIPT)
-        (root / "bin/host").chmod(0o755)
-        for tool in TOOLS.split():
-            (root / "bin" / tool).symlink_to("host")
 
-    def _counted(self, command: str) -> None:
-        self.changes += 1
-        if self.changes == self.cut_at:
-            raise Cut(command)
-
-    def shell(self, command: str) -> tuple[bool, CommandOutput]:
-        """Run a command, its paths turned to the folder's."""
-        if "&& reboot )" in command:  # in the background, after a second
-            command = "reboot"
-        if CHANGES.search(command) and not command.startswith("! (test"):
-            self._counted(command)
-        below = re.sub(r"(?<![\w/.])/(etc|sys|boot|lib/modules|proc)(?=[/ )]|$)", rf"{self.root}/\1", command)
-        environment = {"ROOT": str(self.root), "PATH": f"{self.root}/bin:/usr/bin:/bin"}
-        run = subprocess.run(["sh", "-c", below], env=environment, capture_output=True, text=True, check=False)
-        lines = [OutputLine("stdout", line.replace(f"{self.root}/", "/")) for line in run.stdout.splitlines()]
-        lines += [OutputLine("stderr", line) for line in run.stderr.splitlines()]
-        assert "not simulated" not in run.stderr, run.stderr
-        return run.returncode == 0, CommandOutput(lines)
-
-    def put(self, source: Any, path: str) -> bool:
-        """Write a file."""
-        self._counted(path)
-        target = self.root / path.removeprefix("/")
-        if isinstance(source, io.IOBase):
-            source.seek(0)
-            content = source.read()
-            target.write_bytes(content if isinstance(content, bytes) else content.encode())
-        else:
-            shutil.copyfile(source, target)
-        return True
-
-    def text(self, path: str) -> str:
-        """A file's text, empty if there is none."""
-        file = self.root / path.removeprefix("/")
-        return file.read_text() if file.exists() else ""
-
-    def deploy(self, *, dry: bool = False, **data: Any) -> bool:
-        """Run the deploy; whether it succeeded."""
-        self.changes = 0
-        inventory = Inventory(([(HOST, data)], {}))
-        config = Config()
-        state = State(inventory, config)
-        (host,) = inventory
-        contexts = ((ctx_state, state), (ctx_inventory, inventory), (ctx_config, config), (ctx_host, host))
-        before = [(context, context.get()) for context, _ in contexts]
-        for context, value in contexts:
-            context.set(value)
-        try:
-            state.set_stage(StateStage.Connect)
-            connect_all(state)
-            state.set_stage(StateStage.Prepare)
-            driver(data=parse_host_data(HOST, data, environment={}))
-            if not dry:
-                state.set_stage(StateStage.Execute)
-                run_ops(state)
-        except PyinfraError as error:
-            if str(error) != "No hosts remaining!":
-                raise
-        finally:
-            for context, value in before:
-                context.set(value)
-        return host not in state.failed_hosts
+    def run(self, data: dict[str, Any]) -> None:
+        """Plan the driver's deploy."""
+        driver(data=parse_host_data(HOST, data, environment={}))
 
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch) -> dict[str, FolderHost]:
     """Where pyinfra's @fake connector finds the host that commands go to."""
     where: dict[str, FolderHost] = {}
-
-    def run_shell_command(_: FakeConnector, command: Any, **__: Any) -> tuple[bool, CommandOutput]:
-        return where["host"].shell(command if isinstance(command, str) else command.get_raw_value())
-
-    def put_file(_: FakeConnector, source: Any, path: str, *__: Any, **___: Any) -> bool:
-        return where["host"].put(source, path)
-
-    monkeypatch.setattr(FakeConnector, "run_shell_command", run_shell_command)
-    monkeypatch.setattr(FakeConnector, "put_file", put_file)
-    monkeypatch.setattr("pyinfra.operations.server.sleep", lambda _: None)  # a host in a folder reboots at once
+    joined(monkeypatch, lambda: where["host"])
     return where
 
 
@@ -229,7 +138,7 @@ def make(folder: dict[str, FolderHost], tmp_path: Path) -> Any:
 
     def fresh(distribution: str = "debian-12", **more: Any) -> FolderHost:
         shutil.rmtree(tmp_path / "root", ignore_errors=True)
-        folder["host"] = FolderHost(tmp_path / "root", distribution, **more)
+        folder["host"] = DriverHost(tmp_path / "root", distribution, **more)
         return folder["host"]
 
     return fresh
