@@ -25,9 +25,9 @@ def margin_of(adaptive: AdaptiveContext | None) -> float | None:
 @pytest.mark.parametrize(
     ("last_layer", "size", "margin"),
     [
-        (3, 75_537_502, 5.0),  # tiny.en, float16
+        (3, 75_537_502, 4.0),  # tiny.en, float16
         (5, 145_217_532, 5.0),  # base, float16
-        (3, 40_000_000, 5.0),  # tiny, int8
+        (3, 40_000_000, 4.0),  # tiny, int8
         (11, 483_546_902, None),  # small: nobody has measured
         (3, 333_000_000, None),  # distil-small.en has four layers too
         (3, 1_617_824_864, None),  # large-v3-turbo
@@ -41,7 +41,7 @@ def test_what_was_measured_is_known_by_the_model_itself(
 
 
 def test_the_demo_model_is_known(demo_model: Path) -> None:
-    assert adaptive_context("auto", "demo", demo_model) == AdaptiveContext(margin=5.0, longest=20.0)
+    assert adaptive_context("auto", "demo", demo_model) == AdaptiveContext(margin=4.0, longest=20.0)
 
 
 def test_a_chunk_is_as_long_as_suits_the_model(tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_a_chunk_is_as_long_as_suits_the_model(tmp_path: Path) -> None:
         ("0", None),
         ("small=6.5", 6.5),
         ("small=0", None),
-        ("other=3", 5.0),
-        ("other=3,auto", 5.0),
+        ("other=3", 4.0),
+        ("other=3,auto", 4.0),
         ("other=3, 4", 4.0),
         ("4,small=6", 6.0),
-        ("small=auto,2", 5.0),
+        ("small=auto,2", 4.0),
     ],
 )
 def test_the_operator_has_the_last_word(tmp_path: Path, setting: str, margin: float | None) -> None:
