@@ -28,6 +28,7 @@ from metalscribe_provision.passthrough.bootloader import (
     BootSetup,
     boot_loader,
     parse_setup,
+    refresh_commands,
     with_arguments,
     without_arguments,
 )
@@ -341,6 +342,19 @@ SHIM_ENTRY = r"entry Boot0002* proxmox	HD(2,GPT,0)/File(\EFI\PROXMOX\SHIMX64.EFI
 )
 def test_what_starts_the_host(lines: list[str], loader: BootLoader) -> None:
     assert boot_loader(parse_setup(lines)) is loader
+
+
+def test_the_command_line_goes_where_it_is_read() -> None:
+    for lines, programs in (
+        (["grub", "arguments quiet"], ["update-grub"]),
+        (
+            ["efi", "grub", "tool", "entry BootCurrent: 0002", SHIM_ENTRY, STATUS_GRUB],
+            ["update-grub", "proxmox-boot-tool refresh"],
+        ),
+        (["efi", "tool", "cmdline root=x", STATUS_UEFI], ["proxmox-boot-tool refresh"]),
+    ):
+        setup = parse_setup(lines)
+        assert [one.split(maxsplit=1)[1] for one in refresh_commands(setup, boot_loader(setup))] == programs
 
 
 @pytest.mark.parametrize("lines", [[], ["efi"], ["efi", "tool", STATUS_UEFI], ["tool", "cmdline root=x"]])

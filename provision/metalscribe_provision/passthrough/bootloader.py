@@ -138,6 +138,17 @@ def configured_arguments(setup: BootSetup, loader: BootLoader) -> tuple[str, ...
     return setup.arguments if loader is BootLoader.GRUB else tokens(" ".join(setup.cmdline or ()))
 
 
+def refresh_commands(setup: BootSetup, loader: BootLoader) -> tuple[str, ...]:
+    """What carries a changed command line to where the boot loader reads it.
+
+    With proxmox-boot-tool, GRUB's own file in /boot is not what is read: the tool writes another on each EFI partition.
+    """
+    sbin = "PATH=$PATH:/usr/sbin:/sbin"
+    grub = (f"{sbin} update-grub",) if loader is BootLoader.GRUB else ()
+    tool = (f"{sbin} proxmox-boot-tool refresh",) if loader is BootLoader.SYSTEMD_BOOT or setup.managed else ()
+    return grub + tool
+
+
 def grub_drop_in(arguments: Sequence[str]) -> str:
     """GRUB's configuration file with these kernel arguments beside all the others; recovery entries do not get them."""
     return (

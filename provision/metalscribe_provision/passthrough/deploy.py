@@ -11,11 +11,18 @@ from pyinfra.context import host
 from metalscribe_provision.common import applied, proven
 from metalscribe_provision.passthrough import operations
 from metalscribe_provision.passthrough.binding import FILES
-from metalscribe_provision.passthrough.bootloader import CMDLINE_FILE, GRUB_FILE, BootLoader, boot_loader
+from metalscribe_provision.passthrough.bootloader import (
+    CMDLINE_FILE,
+    GRUB_FILE,
+    BootLoader,
+    BootSetup,
+    boot_loader,
+    refresh_commands,
+)
 from metalscribe_provision.passthrough.choice import Choice, reboot_forbidden, undoing_defect, undoing_due
 from metalscribe_provision.passthrough.data import Passthrough, ProxmoxData
 from metalscribe_provision.passthrough.facts import Boot
-from metalscribe_provision.passthrough.operations import BOOT_STAMP, INITRAMFS, INITRAMFS_STAMP, REFRESH, STAMPS
+from metalscribe_provision.passthrough.operations import BOOT_STAMP, INITRAMFS, INITRAMFS_STAMP, STAMPS
 from metalscribe_provision.passthrough.refusal import Refused
 
 
@@ -29,7 +36,7 @@ def passthrough(data: ProxmoxData) -> None:
         if data.passthrough is Passthrough.PRESENT:
             present(choice=Choice(data))
         else:
-            absent(data=data, loader=boot_loader(host.get_fact(Boot)))
+            absent(data=data, setup=host.get_fact(Boot))
     except Refused as refused:
         raise DeployError(f"{host.name}: {refused}. Nothing was changed") from refused
 
@@ -49,7 +56,7 @@ def present(choice: Choice) -> None:
     applied(
         stamp=BOOT_STAMP,
         paths=[PurePosixPath(GRUB_FILE if loader is BootLoader.GRUB else CMDLINE_FILE)],
-        commands=[REFRESH[loader]],
+        commands=refresh_commands(choice.setup, loader),
         stamps=STAMPS,
         name="Hand them to the boot loader",
     )
@@ -71,17 +78,18 @@ def present(choice: Choice) -> None:
 
 
 @deploy("No passthrough")
-def absent(data: ProxmoxData, loader: BootLoader) -> None:
+def absent(data: ProxmoxData, setup: BootSetup) -> None:
     """Everything as it was before: the boot configuration byte by byte, and the cards with their own drivers."""
+    loader = boot_loader(setup)
     operations.no_binding(name="Do not bind cards to vfio-pci")
     operations.no_kernel_arguments(name="No kernel arguments of ours")
-    operations.undone(commands=[REFRESH[loader], INITRAMFS], name="From the next boot on")
+    operations.undone(commands=(*refresh_commands(setup, loader), INITRAMFS), name="From the next boot on")
     if not data.allow_reboot:
         proven(problem=lambda: reboot_forbidden(undoing_due()), name="The host may be rebooted if it has to be")
     operations.rebooted(
         reason=undoing_due,
         allowed=data.allow_reboot,
-        pinned=host.get_fact(Boot).managed,
+        pinned=setup.managed,
         name="Reboot if the host does not know it yet",
     )
     proven(problem=undoing_defect, name="The host has its devices back")

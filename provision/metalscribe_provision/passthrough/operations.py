@@ -27,12 +27,6 @@ from metalscribe_provision.passthrough.iommu import missing, tokens
 Commands = Generator[Any]
 Reason = Callable[[], str | None]
 
-REFRESH: Final = {
-    BootLoader.GRUB: "PATH=$PATH:/usr/sbin:/sbin update-grub",
-    BootLoader.SYSTEMD_BOOT: "PATH=$PATH:/usr/sbin:/sbin proxmox-boot-tool refresh",
-}
-"""What carries a changed command line to where the boot loader reads it."""
-
 INITRAMFS: Final = "PATH=$PATH:/usr/sbin:/sbin update-initramfs -u -k all"
 """Proxmox' hook lets proxmox-boot-tool copy the new ones to the EFI partitions."""
 

@@ -12,6 +12,9 @@ from metalscribe_provision.passthrough.refusal import Refused
 
 THE_NVIDIA_ONE: Final = "nvidia"
 
+_IN_USE: Final = frozenset({"up", "unknown"})
+"""States of a network interface that may carry traffic; some drivers never say."""
+
 _ADDRESS: Final = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}:[0-9a-f]{2})(?:\.[0-7])?")
 _ID: Final = re.compile(r"([0-9a-f]{4}):([0-9a-f]{4})")
 
@@ -104,7 +107,7 @@ def _check(card: Card, *, boot_vga: bool) -> None:
                 "primary display in the firmware, or set passthrough_boot_vga=true if the host is reached by network alone"
             )
         for interface in function.interfaces:
-            if interface.state == "up":
+            if interface.state in _IN_USE:
                 raise Refused(
                     f"{function} carries {interface.name}, which is up: a host that gives it away may lose its network. "
                     f"Take it down first (ip link set {interface.name} down) if nothing needs it"

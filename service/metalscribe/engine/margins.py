@@ -35,7 +35,7 @@ class _Tuned:
 
 _TUNED: Final = (
     _Tuned(last_layer=3, max_bytes=165_000_000, adaptive=AdaptiveContext(margin=4.0, longest=20.0)),  # tiny, tiny.en
-    _Tuned(last_layer=5, max_bytes=310_000_000, adaptive=AdaptiveContext(margin=5.0, longest=24.0)),  # base, base.en
+    _Tuned(last_layer=5, max_bytes=310_000_000, adaptive=AdaptiveContext(margin=4.0, longest=24.0)),  # base, base.en
 )
 
 _LONGEST_ELSEWHERE: Final = 24.0
