@@ -32,7 +32,7 @@ class Tenant(Protocol):
 
     @property
     def memory_needed(self) -> int:
-        """Bytes that it takes now, or will take: as measured after it was last loaded, else estimated."""
+        """Bytes that it takes now, or will take: as measured, and no less than estimated."""
 
     @property
     def evictable(self) -> bool:

@@ -283,8 +283,11 @@ class ModelLifecycle:
 
     @property
     def memory_needed(self) -> int:
-        """Bytes that it takes now, or will take: as measured after it was last loaded, else estimated."""
-        return self.memory or self._memory_when_loaded or self.memory_estimate
+        """Bytes that it takes now, or will take: as measured, now or after it was last loaded, and no less than estimated.
+
+        What was measured right after loading grows with the first long recordings.
+        """
+        return max(self.memory or self._memory_when_loaded, self.memory_estimate)
 
     @property
     def idle_seconds_left(self) -> float | None:
