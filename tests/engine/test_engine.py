@@ -418,3 +418,19 @@ async def test_the_processes_know_no_secret(
         worker = worker_of(engine)
         assert worker is not None
         assert "secret-of-the-service" not in worker.environ().values()
+
+
+async def test_the_models_process_uses_its_memory_again(demo_model: Path, jfk: Path) -> None:
+    def pages_touched_first(worker: psutil.Process) -> int:
+        return int(Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    async with running(build(demo_model)) as engine:
+        for _ in range(3):
+            await transcribe(engine, jfk)
+        worker = worker_of(engine)
+        assert worker is not None
+        before = pages_touched_first(worker)
+        for _ in range(3):
+            await transcribe(engine, jfk)
+        # 7,000 a request; 80,000 where each layer's buffers are mapped and given back.
+        assert pages_touched_first(worker) - before < 3 * 20_000

@@ -39,6 +39,11 @@ _PREFERENCE: Final = {
 _PREPENDED: Final = "\"'“¿([{-"
 _APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
 
+# Whisper's features are clamped so far below their loudest, and at an absolute floor: what it was trained to see where there is
+# no sound. Features of zero, with which faster-whisper pads, are a hum to it (docs/performance.md).
+_SILENCE_BELOW_LOUDEST: Final = 2.0
+_LEAST_FEATURE: Final = -1.5
+
 _Samples = NDArray[np.float32]
 _Features = NDArray[np.float32]
 
@@ -194,10 +199,7 @@ class SpeechModel:
             self._clock.seconds = getattr(self._clock, "seconds", 0.0) + time.perf_counter() - begin
 
     def _encode(self, clips: Sequence[Clip], context: int) -> ctranslate2.StorageView:
-        features = np.zeros((len(clips), clips[0].features.shape[0], context), np.float32)
-        for row, clip in enumerate(clips):
-            frames = min(context, clip.features.shape[-1])
-            features[row, :, :frames] = clip.features[:, :frames]
+        features = padded([clip.features for clip in clips], context)
         return self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=False)
 
     def _languages(self, encoded: ctranslate2.StorageView, clips: Sequence[Clip]) -> list[tuple[str, float]]:
@@ -347,6 +349,19 @@ class SpeechModel:
             known = Tokenizer(self._whisper.hf_tokenizer, self._model.is_multilingual, task=task, language=language)
             self._tokenizers[language, task] = known
         return known
+
+
+def padded(rows: Sequence[_Features], frames: int) -> _Features:
+    """Spectrograms float32[n_mels, any] as float32[rows, n_mels, frames], cut there or with silence behind them.
+
+    Silence is what :meth:`SpeechModel.features` has for samples of zero behind such speech.
+    """
+    together = np.empty((len(rows), rows[0].shape[0], frames), np.float32)
+    for place, row in zip(together, rows, strict=True):
+        own = min(frames, row.shape[-1])
+        place[:, :own] = row[:, :own]
+        place[:, own:] = max(row.max(initial=_LEAST_FEATURE) - _SILENCE_BELOW_LOUDEST, _LEAST_FEATURE)
+    return together
 
 
 def compression_ratio(text: str) -> float:
