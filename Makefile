@@ -19,7 +19,7 @@ BUNDLE ?=
 # What to measure, such as BENCH="--model base" or BENCH=--quick.
 BENCH ?=
 
-.PHONY: help demo serve plan deploy bundle test lint lab bench clean
+.PHONY: help demo serve plan deploy bundle test lint lab terraform bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,10 @@ lint: .venv/.dev  ## check style, types, the floors' imports, the playbooks
 lab: .venv/.dev  ## deploy to real systemd hosts, in containers of this machine, and break things; needs root on Debian or Ubuntu
 	tests/lab/prepare
 	$(RUN)/python -m pytest tests/lab
+
+terraform: .venv/.dev  ## check the Terraform module, and apply it to a simulated Proxmox cluster with the real provider; needs Go
+	tests/terraform/prepare
+	$(RUN)/python -m pytest -n 2 --dist worksteal tests/terraform
 
 bench: .venv/.dev  ## measure speed, latency, accuracy and memory against faster-whisper (docs/performance.md); an hour or so
 	$(RUN)/python -m bench $(BENCH)

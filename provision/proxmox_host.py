@@ -7,7 +7,7 @@ from pyinfra.api.exceptions import DeployError
 
 from metalscribe_provision.passthrough.data import parse_proxmox_hosts
 from metalscribe_provision.passthrough.deploy import passthrough
-from metalscribe_provision.proxmox.deploy import api_token, in_use, mapping
+from metalscribe_provision.proxmox.deploy import api_token, image_storage, in_use, mapping
 
 
 def belongs(groups: Sequence[str]) -> bool:
@@ -27,4 +27,5 @@ data = parse_proxmox_hosts({each.name: each.data.dict() for each in chosen})[hos
 in_use(data)
 passthrough(data)
 mapping(data)
+image_storage(data)
 api_token(data)

@@ -12,7 +12,7 @@ from metalscribe_provision.ansible_connection import ARGUMENTS, SECRETS
 from metalscribe_provision.hostdata import HostData
 from metalscribe_provision.service_settings import SETTING_PREFIX
 
-OUR_GROUPS: Final = ("gpu_hosts", "proxmox")
+OUR_GROUPS: Final = ("gpu_hosts", "proxmox_hosts")
 """Groups of metalscribe's own hosts; an inventory may hold others beside them."""
 
 _CONNECTION: Final = re.compile(

@@ -55,7 +55,7 @@ def test_hosts_have_the_inventorys_names_and_every_group_above_them(hosts: dict[
         "gpu1": ["all", "gpu_hosts", "bare_metal"],
         "gpu2": ["all", "gpu_hosts", "bare_metal"],
         "vm1": ["all", "gpu_hosts", "vms"],
-        "pve1": ["all", "proxmox"],
+        "pve1": ["all", "proxmox_hosts"],
         "web1": ["all", "others"],
     }
 
@@ -174,7 +174,7 @@ def test_the_file_has_to_be_named(name: str | None) -> None:
 
 def test_pyinfra_limits_by_name_and_by_group(tmp_path: Path) -> None:
     (tmp_path / "inventory.ini").write_text(
-        "[gpu_hosts:children]\nvms\n[vms]\nvm1\nvm2\n[proxmox]\npve1\npve2\n[others]\nweb1\n"
+        "[gpu_hosts:children]\nvms\n[vms]\nvm1\nvm2\n[proxmox_hosts]\npve1\npve2\n[others]\nweb1\n"
         "[all:vars]\nansible_host=127.0.0.1\nansible_port=1\nansible_user=nobody\n"
     )
     limits = ("--limit", "gpu_hosts", "--limit", "pve1")

@@ -14,6 +14,7 @@ from metalscribe.settings import Settings
 from metalscribe_provision.common import CHECKOUT
 from metalscribe_provision.connector import AnsibleInventoryConnector
 from metalscribe_provision.hostdata import Driver, HostData, Tls, parse_host_data, parse_hosts
+from metalscribe_provision.passthrough.data import ProxmoxData, parse_proxmox_data
 from metalscribe_provision.service_settings import SECRETS, SERVER_SETTINGS
 
 EXAMPLE = CHECKOUT / "inventory.example.ini"
@@ -177,19 +178,31 @@ def test_extras_follow_from_the_data() -> None:
 # --- inventory.example.ini ---
 
 Entry = tuple[str, str, str]
-ENTRIES: list[Entry] = re.findall(r"^# (.*)\n#(\w+)=(.*)$", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
-"""Every commented variable: the comment above it, its name, its default."""
+GPU_PART, PROXMOX_PART = EXAMPLE.read_text(encoding="utf-8").split("[proxmox_hosts:vars]")
+
+
+def entries(part: str) -> list[Entry]:
+    """Every commented variable: the comment above it, its name, its default."""
+    return re.findall(r"^# (.*)\n#(\w+)=(.*)$", part, re.MULTILINE)
+
 
 FIELDS = {name: field for name, field in HostData.model_fields.items() if name not in SECRETS | {"settings"}}
+PROXMOX_FIELDS = ProxmoxData.model_fields
+EVERY = [(FIELDS, *entry) for entry in entries(GPU_PART)] + [
+    (PROXMOX_FIELDS, *entry) for entry in entries(PROXMOX_PART)
+]
 
 
 def test_the_example_has_every_variable_in_order() -> None:
-    assert [name for _, name, _ in ENTRIES if not name.startswith("metalscribe_")] == list(FIELDS)
+    assert [name for _, name, _ in entries(GPU_PART) if not name.startswith("metalscribe_")] == list(FIELDS)
+    assert [name for _, name, _ in entries(PROXMOX_PART)] == list(PROXMOX_FIELDS)
 
 
-@pytest.mark.parametrize(("meaning", "name", "default"), ENTRIES, ids=[name for _, name, _ in ENTRIES])
-def test_the_example_gives_meaning_and_default(meaning: str, name: str, default: str) -> None:
-    field: FieldInfo = FIELDS[name] if name in FIELDS else Settings.model_fields[name.removeprefix("metalscribe_")]
+@pytest.mark.parametrize(("fields", "meaning", "name", "default"), EVERY, ids=[name for _, _, name, _ in EVERY])
+def test_the_example_gives_meaning_and_default(
+    fields: dict[str, FieldInfo], meaning: str, name: str, default: str
+) -> None:
+    field: FieldInfo = fields[name] if name in fields else Settings.model_fields[name.removeprefix("metalscribe_")]
     assert meaning == field.description
     value = SERVER_SETTINGS.get(name.removeprefix("metalscribe_"), field.default)
     if isinstance(value, tuple):
@@ -210,12 +223,13 @@ def test_the_example_with_every_variable_set_is_what_it_is_without(tmp_path: Pat
     assert {name: groups for name, (_, groups) in hosts.items()} == {
         "gpu1": ["all", "gpu_hosts", "gpu_bare_metal"],
         "gpu2": ["all", "gpu_hosts", "gpu_vms"],
-        "pve1": ["all", "proxmox"],
+        "pve1": ["all", "proxmox_hosts"],
     }
     given = parse_host_data("gpu2", hosts["gpu2"][0], {})
     assert given.model_copy(update={"settings": {}}) == HostData()
     assert Settings.model_validate(given.settings) == Settings.model_validate(SERVER_SETTINGS)
     assert hosts["gpu2"][0]["_sudo"] is True
+    assert parse_proxmox_data("pve1", hosts["pve1"][0]) == ProxmoxData()
 
 
 def test_the_example_names_the_secrets_and_sets_none() -> None:

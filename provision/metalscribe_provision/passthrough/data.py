@@ -64,6 +64,9 @@ class ProxmoxData(BaseModel):
     terraform_env: LocalPath = Path("terraform/.env")
     """File on this machine for the token's secret: `. terraform/.env` before terraform."""
 
+    image_storage: str = "local"
+    """Directory storage of this node for the cloud image and for what cloud-init is told; it gets the contents import and snippets."""
+
     proxmox_endpoint: str | None = None
     """URL of the API as Terraform reaches it; by default port 8006 of the host that is deployed to."""
 
@@ -78,6 +81,10 @@ class ProxmoxData(BaseModel):
         if NAME.fullmatch(self.terraform_token_name) is None:
             raise ValueError(
                 f"terraform_token_name: {self.terraform_token_name!r} is not a name of letters, digits, - and _"
+            )
+        if NAME.fullmatch(self.image_storage) is None:
+            raise ValueError(
+                f"image_storage: {self.image_storage!r} is not a storage's name (letters, digits, - and _)"
             )
         if self.proxmox_endpoint is not None and re.fullmatch(r"https://[^/\s']+/?", self.proxmox_endpoint) is None:
             raise ValueError(

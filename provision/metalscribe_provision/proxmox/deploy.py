@@ -6,13 +6,15 @@ from pyinfra import logger
 from pyinfra.api.deploy import deploy
 from pyinfra.api.exceptions import DeployError
 from pyinfra.context import host
+from pyinfra.operations import files
 
+from metalscribe_provision.common import CHECKOUT
 from metalscribe_provision.passthrough.data import Passthrough, ProxmoxData
 from metalscribe_provision.passthrough.facts import Bus
 from metalscribe_provision.passthrough.refusal import Refused
 from metalscribe_provision.passthrough.selection import choose
 from metalscribe_provision.proxmox import operations
-from metalscribe_provision.proxmox.facts import MappingUsers, Node
+from metalscribe_provision.proxmox.facts import MappingUsers, Node, StorageConfig
 
 
 def in_use(data: ProxmoxData) -> None:
@@ -23,7 +25,7 @@ def in_use(data: ProxmoxData) -> None:
     """
     if data.passthrough is Passthrough.PRESENT or not host.get_fact(Node):
         return
-    machines = host.get_fact(MappingUsers, name=data.pci_mapping)
+    machines = host.get_fact(MappingUsers, pci_mapping=data.pci_mapping)
     if machines:
         raise DeployError(
             f"{host.name}: the mapping {data.pci_mapping} is in the configuration of VM {', '.join(machines)}: destroy them (terraform "
@@ -49,6 +51,37 @@ def mapping(data: ProxmoxData) -> None:
         raise DeployError(f"{host.name}: {refused}") from refused
     operations.mapped(
         mapping=data.pci_mapping, cards=cards, node=node, _serial=True, name=f"Mapping {data.pci_mapping} for this node"
+    )
+
+
+@deploy("Image storage")
+def image_storage(data: ProxmoxData) -> None:
+    """Where the cloud image goes, and what its cloud-init does: Terraform cannot put that there without logging in to the node.
+
+    Raises:
+        DeployError: the storage is no folder on this node.
+    """
+    if not host.get_fact(Node):
+        return
+    snippet = host.get_fact(StorageConfig, storage_name=data.image_storage).snippet
+    if data.passthrough is Passthrough.ABSENT:
+        if snippet is not None:
+            files.file(path=str(snippet), present=False, name=f"No {snippet}")
+        return
+    if snippet is None:
+        raise DeployError(
+            f"{host.name}: image_storage={data.image_storage} is no storage with a folder on this node: name one of the type dir, "
+            "such as local (Datacenter, Storage)"
+        )
+    operations.contents(
+        storage=data.image_storage, _serial=True, name=f"Storage {data.image_storage} may hold images and snippets"
+    )
+    files.put(
+        src=str(CHECKOUT / "terraform" / "vendor-data.yaml"),
+        dest=str(snippet),
+        mode="644",
+        create_remote_dir=True,
+        name=f"What cloud-init does besides user and keys, {snippet}",
     )
 
 

@@ -10,7 +10,7 @@ from pyinfra.api.exceptions import FactProcessError
 from pyinfra.api.facts import FactBase
 from typing_extensions import override
 
-from metalscribe_provision.proxmox import access, mapping
+from metalscribe_provision.proxmox import access, mapping, storage
 
 _MARK: Final = "== metalscribe =="
 
@@ -52,8 +52,8 @@ class MappingUsers(FactBase[tuple[str, ...]]):
     default = tuple
 
     @override
-    def command(self, name: str) -> str:
-        pattern = shlex.quote(rf"^hostpci[0-9]*:.*mapping={name}(,|$)")
+    def command(self, pci_mapping: str) -> str:
+        pattern = shlex.quote(rf"^hostpci[0-9]*:.*mapping={pci_mapping}(,|$)")
         return (
             f'for config in /etc/pve/qemu-server/*.conf; do [ ! -f "$config" ] || ! grep -Eqs {pattern} "$config" || '
             'basename "$config" .conf; done'
@@ -85,3 +85,20 @@ class TerraformAccess(FactBase[access.Access]):
             return access.parse_access(roles, users, acl, tokens)
         except (ValueError, KeyError) as error:
             raise FactProcessError(f"pveum printed no lists of roles, users and rights: {error}") from error
+
+
+class StorageConfig(FactBase[storage.Storage]):
+    """A storage as the cluster has it configured; without a path where there is none of that name."""
+
+    default = storage.Storage
+
+    @override
+    def command(self, storage_name: str) -> str:
+        return f"pvesh get {shlex.quote(f'/storage/{storage_name}')} --output-format json 2>/dev/null || echo '{{}}'"
+
+    @override
+    def process(self, output: Iterable[str]) -> storage.Storage:
+        try:
+            return storage.parse_storage("\n".join(output))
+        except ValueError as error:
+            raise FactProcessError(f"pvesh printed no storage: {error}") from error

@@ -15,7 +15,7 @@ from pyinfra.context import host
 from metalscribe_provision.passthrough.facts import Bus
 from metalscribe_provision.passthrough.selection import Card, as_seen
 from metalscribe_provision.proxmox.access import ROLE, environment, token_secret
-from metalscribe_provision.proxmox.facts import PciMappings, TerraformAccess
+from metalscribe_provision.proxmox.facts import PciMappings, StorageConfig, TerraformAccess
 from metalscribe_provision.proxmox.mapping import DESCRIPTION, PciMapping, entry, merged, same
 
 Commands = Generator[Any]
@@ -65,6 +65,19 @@ def _maps(entries: Sequence[str]) -> list[Any]:
 
 def _digest(present: PciMapping) -> tuple[Any, ...]:
     return ("--digest", QuoteString(present.digest)) if present.digest else ()
+
+
+@operation()
+def contents(storage: str) -> Commands:
+    """A storage that may hold disk images and cloud-init's files; what it holds already stays allowed."""
+    found = host.get_fact(StorageConfig, storage_name=storage)
+    if not found.lacking:
+        host.noop(f"the storage {storage} may hold what is needed")
+        return
+    yield StringCommand(
+        *("pvesh", "set", QuoteString(f"/storage/{storage}"), "--content"),
+        QuoteString(",".join([*found.contents, *found.lacking])),
+    )
 
 
 @operation()
