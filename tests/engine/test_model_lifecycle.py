@@ -474,6 +474,32 @@ async def test_within_a_budget_for_one_they_take_turns(make: Make, clock: Clock)
     assert budget.taken == 200 * 2**20
 
 
+async def test_what_a_model_grows_to_counts(make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = MemoryBudget(500 * 2**20, clock=clock, patience=LONG)
+    idle, busy = make(name="idle", budget=budget), make(name="busy", budget=budget)
+    sizes: dict[int, int] = {}
+    monkeypatch.setattr(lifecycle, "resident", lambda pid: sizes.get(pid, 200 * 2**20))
+    for model in (idle, busy):
+        model.memory_estimate = 100 * 2**20
+        model._around.gauge.used = _two_hundred  # type: ignore[method-assign]
+    await leasing(idle)
+    async with held(busy):
+        assert busy.process is not None
+        assert budget.taken == 400 * 2**20
+        sizes[busy.process.pid] = 350 * 2**20
+        await idle.becomes(U)
+        assert busy.state is R
+        assert budget.taken == 350 * 2**20
+        sizes[busy.process.pid] = 800 * 2**20
+        async with asyncio.timeout(PATIENCE):
+            while busy.memory != 800 * 2**20:
+                await asyncio.sleep(0.05)
+        assert budget.taken == 500 * 2**20, "alone it has all of the budget"
+    await busy.unload()
+    await leasing(busy)
+    assert busy.memory_needed == 500 * 2**20
+
+
 async def test_a_model_that_turns_out_too_large_is_not_kept(make: Make, clock: Clock) -> None:
     model = make(budget=MemoryBudget(100 * 2**20, clock=clock))
     model._around.gauge.used = _two_hundred  # type: ignore[method-assign]

@@ -87,6 +87,20 @@ async def test_the_least_recently_used_idle_ones_go_and_no_more_than_must() -> N
     assert budget.taken == 100 * MIB
 
 
+async def test_one_that_grows_sends_idle_ones_away_and_no_more_than_must() -> None:
+    budget = budget_of(100)
+    models = [Tenant(name, 30 * MIB, budget, last_used=used) for name, used in (("a", 2), ("b", 1), ("c", 3))]
+    for model in models:
+        await model.load()
+    models[0].in_use = True
+    models[0].memory_needed = 40 * MIB
+    budget.grown(models[0])
+    assert [model.loaded for model in models] == [True, True, True]
+    models[0].memory_needed = 60 * MIB
+    budget.grown(models[0])
+    assert [model.loaded for model in models] == [True, False, True]
+
+
 async def test_a_newcomer_waits_for_the_busy_and_says_so() -> None:
     budget = budget_of(100)
     busy = Tenant("busy", 80 * MIB, budget, in_use=True)

@@ -136,6 +136,11 @@ class MemoryBudget:
         self._evict_idle(loaded, self.taken - self._leaving() - self.limit)
         self.changed()
 
+    def grown(self, tenant: Tenant) -> None:
+        """A model takes more than it ever did: idle ones have to go if all together are beyond the limit now."""
+        if self.limit and tenant.name in self._tenants:
+            self._evict_idle(tenant, self.taken - self._leaving() - self.limit)
+
     async def relieve(self, newcomer: Tenant) -> bool:
         """The machine had too little memory for a newcomer, whatever the budget says: send an idle model away.
 

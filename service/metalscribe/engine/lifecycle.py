@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import errno
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -40,7 +41,7 @@ import structlog
 from metalscribe.channel import ChannelClosed
 from metalscribe.engine.budget import MemoryBudget, TooLarge
 from metalscribe.engine.interface import LifecycleCounters, ModelState
-from metalscribe.engine.memory import MemoryGauge, estimate
+from metalscribe.engine.memory import MemoryGauge, estimate, resident
 from metalscribe.engine.messages import FromModel, Heartbeat, Loaded, LoadFailed
 from metalscribe.engine.process import ModelProcess, ModelProcessOptions
 from metalscribe.errors import ModelUnavailable, ModelUnloaded, ShuttingDown, TryLater
@@ -139,7 +140,7 @@ class ModelLifecycle:
         self.counters = LifecycleCounters()
         self.memory: int | None = None
         self.memory_estimate = estimate(options.path, options.compute_type)
-        self._memory_when_loaded = 0
+        self._memory_when_loaded = self._memory_most = 0
         self._baseline: int | None = None
         self._leases: set[Lease] = set()
         self._process: ModelProcess | None = None
@@ -283,11 +284,13 @@ class ModelLifecycle:
 
     @property
     def memory_needed(self) -> int:
-        """Bytes that it takes now, or will take: as measured, now or after it was last loaded, and no less than estimated.
+        """Bytes that it takes now, or will take: as measured after it was last loaded, and no less than estimated.
 
-        What was measured right after loading grows with the first long recordings.
+        What was measured right after loading grows with the first long recordings: the most that it ever took counts, as far
+        as that is within the budget. Beyond, it has the budget to itself.
         """
-        return max(self.memory or self._memory_when_loaded, self.memory_estimate)
+        budget = self._around.budget
+        return max(self._memory_when_loaded, self.memory_estimate, min(self._memory_most, budget.limit or sys.maxsize))
 
     @property
     def idle_seconds_left(self) -> float | None:
@@ -309,7 +312,13 @@ class ModelLifecycle:
             return
         used = await self._around.gauge.used(process.pid, loaded.device, self._baseline)
         if used is not None and self._process is process:
-            self.memory = used
+            self._measured(used)
+
+    def _measured(self, used: int) -> None:
+        self.memory = used
+        if used > self._memory_most:
+            self._memory_most = used
+            self._around.budget.grown(self)
 
     async def settled(self, patience: float) -> None:
         """Wait until the model is not loading any more, for ``patience`` seconds at most."""
@@ -486,6 +495,7 @@ class ModelLifecycle:
         # Now and not later: batches add to it, and what they take is not what the model needs to be loaded.
         self.memory = await self._unless_stopped(gauge.used(process.pid, message.device, self._baseline))
         self._memory_when_loaded = self.memory or 0
+        self._memory_most = max(self._memory_most, self._memory_when_loaded)
         self._around.budget.rebalance(self)
         return None
 
@@ -516,7 +526,9 @@ class ModelLifecycle:
             watch.cancel()
 
     def _tend(self) -> None:
-        """Once a second: is it idle?"""
+        """Once a second: has it grown, is it idle?"""
+        if self._process is not None and self.loaded is not None and self.loaded.device == "cpu":
+            self._measured(resident(self._process.pid) or self.memory or 0)
         if self.in_use:
             self.worked()
         elif self.state is ModelState.UNLOADING:
