@@ -9,8 +9,9 @@ import re
 import shlex
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from fakes import HOST
 from folder_host import FolderHost, joined
 from pyinfra.api.exceptions import DeployError
 
-from metalscribe_provision.passthrough.data import parse_proxmox_data
+from metalscribe_provision.passthrough.data import ProxmoxData, parse_proxmox_data
 from metalscribe_provision.proxmox.access import PRIVILEGES, ROLE
 from metalscribe_provision.proxmox.deploy import api_token, image_storage, in_use, mapping
 from pve.api import Simulator
@@ -74,10 +75,8 @@ class PveHost(FolderHost):
 
     def run(self, data: dict[str, Any]) -> None:
         wanted = parse_proxmox_data(HOST, {"terraform_env": str(self.root / "terraform/.env"), **data})
-        in_use(wanted)
-        mapping(wanted)
-        image_storage(wanted)
-        api_token(wanted)
+        for step in (in_use, mapping, image_storage, api_token):
+            cast("Callable[[ProxmoxData], None]", step)(wanted)  # pyinfra's decorator gives them an operation's type
 
     @property
     def now(self) -> Cluster:

@@ -118,7 +118,7 @@ def _pveum(cluster: Cluster, words: Sequence[str], options: _Options) -> Any:
             {"tokenid": name, "privsep": int(token.privsep)} for name, token in _user(cluster, user).tokens.items()
         ],
         "add": lambda user, name: _new_token(cluster, user, name, privsep=options.get("privsep", ["1"]) == ["1"]),
-        "remove": lambda user, name: _user(cluster, user).tokens.pop(name) and None,
+        "remove": lambda user, name: _drop_token(cluster, user, name),
     }
     if words[:2] == ["user", "token"] and words[2] in tokens:
         return tokens[words[2]](*words[3:])
@@ -139,6 +139,11 @@ def _new_token(cluster: Cluster, user: str, name: str, *, privsep: bool) -> dict
         raise Refused("Token already exists.")
     tokens[name] = Token(secret=str(uuid.uuid4()), privsep=privsep)
     return {"full-tokenid": f"{user}!{name}", "info": {"privsep": str(int(privsep))}, "value": tokens[name].secret}
+
+
+def _drop_token(cluster: Cluster, user: str, name: str) -> None:
+    if _user(cluster, user).tokens.pop(name, None) is None:
+        raise Refused(f"no such token '{name}' for user '{user}'")
 
 
 def main(file: Path, tool: str, *arguments: str) -> int:
