@@ -3,8 +3,7 @@
 mock_provider "proxmox" {
   mock_data "proxmox_hardware_mappings" {
     defaults = {
-      ids    = ["gpu", "gpu-other-node"]
-      checks = [{ mapping_id = "gpu-other-node", message = "No mapping for node pve1", severity = "warning" }]
+      ids = ["gpu"]
     }
   }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,7 +26,8 @@ def unpublished_parameters(asked: Iterable[tuple[str, str, frozenset[str]]]) -> 
     found = set()
     for method, path, names in asked:
         call = call_of(method, path)
-        found |= {f"{method} {call.path}: {name}" for name in map(general, names) if name not in call.parameters}
+        known = call.parameters | set(re.findall(r"{(\w+)}", call.path))  # those of the path may be sent again
+        found |= {f"{method} {call.path}: {name}" for name in map(general, names) if name not in known}
     return found
 
 

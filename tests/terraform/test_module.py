@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -30,7 +31,7 @@ pytestmark = [
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHlQf3h0bWx0c2NyaWJlLXRlc3Qta2V5LW5vdC1yZWFs operator@laptop"
 IMAGE = b"a cloud image" * 1000
-MACHINE = {"node": "pve1", "address": "192.168.20.30/24", "gateway": "192.168.20.1"}
+MACHINE = {"node": "pve1", "vm_id": 100, "address": "192.168.20.30/24", "gateway": "192.168.20.1"}
 
 Make = Callable[..., Terraform]
 
@@ -115,6 +116,9 @@ def test_a_machine_from_nothing_to_nothing(make: Make, pve: Served) -> None:
     assert destroyed.status == 0, destroyed.output
     assert cluster.machines == {}
     assert cluster.volumes_of("pve1", "local-lvm") == {}
+    deadline = time.monotonic() + 5  # the provider does not wait for the task that removes the image
+    while len(cluster.volumes_of("pve1", "local")) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert set(cluster.volumes_of("pve1", "local")) == {"local:snippets/metalscribe.yaml"}
     assert set(cluster.mappings) == {"gpu"}  # the host deploy's, not Terraform's
 
