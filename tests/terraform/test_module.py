@@ -178,7 +178,7 @@ def test_two_nodes_and_dhcp(make: Make, pve: Served) -> None:
     cluster = pve.simulator.cluster
     cluster.nodes["pve2"].devices = cluster.nodes["pve1"].devices
     cluster.mappings["gpu"].entries.append(ENTRY.replace("pve1", "pve2"))
-    terraform = make(machines={"one": MACHINE, "two": {"node": "pve2"}})
+    terraform = make(machines={"one": MACHINE, "two": {"node": "pve2", "vm_id": 101}})
 
     applied = terraform.apply()
 
