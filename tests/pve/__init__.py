@@ -13,6 +13,6 @@ Deviations from Proxmox VE 9, as far as they are known:
 * A storage has any free space, and reports what its volumes take. Volumes are names and sizes, without content, but for what
   ``download-url`` fetches: that is fetched, and its checksum is checked.
 * Tickets (``access/ticket``) are not served: tokens alone.
-* Listing a storage has `content` in each entry, as Proxmox sends it without describing it.
+* Listing a storage has `content` in each entry, and listing mappings `type`, as Proxmox sends them without describing them.
 * Wording was taken from Proxmox' sources where the provider or an operator depends on it; other messages say the same in words that may differ.
 """

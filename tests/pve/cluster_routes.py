@@ -91,7 +91,12 @@ class ClusterRoutes:
         for name, mapping in self._cluster.mappings.items():
             if not who.has(f"/mapping/pci/{name}", "Mapping.Audit", "Mapping.Use", "Mapping.Modify"):
                 continue
-            entry: dict[str, Any] = {"id": name, "map": mapping.entries, "description": mapping.description}
+            entry: dict[str, Any] = {
+                "id": name,
+                "map": mapping.entries,
+                "description": mapping.description,
+                "type": "pci",
+            }
             if node := asked.get("check-node"):
                 problem = machines.mapping_problem(self._cluster, node, name)
                 warning = problem is not None and problem.startswith("No mapping")

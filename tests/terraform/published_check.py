@@ -9,8 +9,8 @@ from typing import Any
 from pve.published import Call, calls, general
 
 CALLS = calls()
-SENT_UNDESCRIBED = {"GET /nodes/{node}/storage/{storage}/content: content"}
-"""Proxmox sends it, and the provider reads it; its description of the answer lacks it."""
+SENT_UNDESCRIBED = {"GET /nodes/{node}/storage/{storage}/content: content", "GET /cluster/mapping/pci: type"}
+"""Proxmox sends them, and the provider reads them; its description of the answers lacks them."""
 PREFIX = "/api2/json"
 
 
