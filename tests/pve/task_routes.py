@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
@@ -66,5 +65,4 @@ class TaskRoutes:
         task = self._find(who, node, upid)
         if task.user != who.name:
             who.need(f"/nodes/{node}", "Sys.Modify")
-        await asyncio.sleep(0)
         return {"data": None}
