@@ -19,7 +19,7 @@ BUNDLE ?=
 # What to measure, such as BENCH="--model base" or BENCH=--quick.
 BENCH ?=
 
-.PHONY: help demo serve plan deploy bundle test lint lab terraform bench clean
+.PHONY: help demo serve plan deploy bundle test lint lab terraform vmlab chain bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,15 @@ lab: .venv/.dev  ## deploy to real systemd hosts, in containers of this machine,
 terraform: .venv/.dev  ## check the Terraform module, and apply it to a simulated Proxmox cluster with the real provider; needs Go
 	tests/terraform/prepare
 	$(RUN)/python -m pytest -n 2 --dist worksteal tests/terraform
+
+vmlab: .venv/.dev  ## give devices of virtual machines away: boot loaders, an IOMMU, reboots; needs root on Debian or Ubuntu
+	tests/vm/prepare
+	$(RUN)/python -m pytest tests/vm/test_passthrough.py
+
+chain: .venv/.dev  ## docs/proxmox.md from end to end, in virtual machines and a simulated cluster; needs root, and Go
+	tests/vm/prepare
+	tests/terraform/prepare
+	$(RUN)/python -m pytest -s tests/vm/test_chain.py
 
 bench: .venv/.dev  ## measure speed, latency, accuracy and memory against faster-whisper (docs/performance.md); an hour or so
 	$(RUN)/python -m bench $(BENCH)

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from lab import cgroup
 from lab.access import Access, make_key
+from lab.host import Host
 from lab.image import USER
 from lab.network import Namespace
 from lab.notifications import Notifications
@@ -43,7 +44,7 @@ _OPTIONS: Final = (
 _ENVIRONMENT: Final = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}  # its own sysctl net.*
 
 
-class Container:
+class Container(Host):
     """A host, from its file system to its SSH service. ``lab.Lab.start`` makes one.
 
     Args:
@@ -67,13 +68,11 @@ class Container:
         access: Access,
         groups: Sequence[Path],
     ) -> None:
-        self.name = name
+        super().__init__(name, namespace.address, controller=controller, access=access)
         self.namespace = namespace
         self.root = folder / "root"
         self.console = folder / "console.log"
         self._folder = folder
-        self._controller = controller
-        self._access = access
         self._groups = tuple(groups)
         self._supervisor: subprocess.Popen[bytes] | None = None
         folder.mkdir(mode=0o711)  # an unprivileged user of the container passes through
@@ -83,11 +82,6 @@ class Container:
             self._furnish()
         public_key = (self.root / "etc/ssh/ssh_host_ed25519_key.pub").read_text(encoding="ascii")
         access.know([name, *namespace.addresses], public_key)
-
-    @property
-    def address(self) -> str:
-        """Its IPv4 address."""
-        return self.namespace.address
 
     # --- on and off ---
 
@@ -160,10 +154,6 @@ class Container:
         self.wait_until_up()
         assert self.boot_id() != before, f"{self.name} did not reboot"
 
-    def boot_id(self) -> str:
-        """What differs from boot to boot."""
-        return self.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
-
     def close(self, keep: Path | None = None) -> None:
         """Switch it off and remove everything that it consists of, but for its network.
 
@@ -180,36 +170,6 @@ class Container:
         shutil.rmtree(self._folder)
 
     # --- what can be done with it ---
-
-    def run(
-        self, command: str, *, user: str = "root", check: bool = True, stdin: str | None = None, timeout: float = 60.0
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command of its shell over SSH and capture what it says.
-
-        Args:
-            command: as its shell takes it.
-            user: ``root`` or ``deployer``.
-            check: whether a status other than 0 fails the test.
-            stdin: what the command reads.
-            timeout: seconds.
-
-        Raises:
-            AssertionError: it failed, with all that it said.
-        """
-        return self._controller.run(
-            *self.ssh(command, user=user),
-            check=check,
-            timeout=timeout,
-            **({"input": stdin} if stdin is not None else {}),
-        )
-
-    def ssh(self, command: str, *, user: str = "root") -> tuple[str, ...]:
-        """The command line that runs ``command`` on it, from the controller's namespace."""
-        return "ssh", *self._access.options, "--", f"{user}@{self.address}", command
-
-    def put(self, content: str, path: str, *, mode: int = 0o644) -> None:
-        """Write a file on it, as root."""
-        self.run(f"install -m {mode:o} /dev/stdin {shlex.quote(path)}", stdin=content)
 
     def listing(self, *folders: str) -> dict[str, str]:
         """Everything in these folders by path: kind, mode, owner, group, time of change of its content, and the content's digest or a link's target."""
@@ -264,7 +224,7 @@ class Container:
         addresses = "".join(f"{address} {self.name}\n" for address in self.namespace.addresses)
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{addresses}", encoding="ascii")
         make_key(etc / "ssh/ssh_host_ed25519_key", f"root@{self.name}")
-        ours = self._access.key.with_suffix(".pub").read_text(encoding="ascii")
+        ours = self.access.key.with_suffix(".pub").read_text(encoding="ascii")
         for home in (self.root / "root", self.root / "home" / USER):
             owner = home.stat()
             authorized = home / ".ssh/authorized_keys"

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from lab.access import Access
-from lab.container import Container
+from lab.host import Host
 from lab.network import Namespace
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -189,18 +189,20 @@ class Controller:
 
     def inventory(
         self,
-        hosts: Iterable[Container],
+        hosts: Iterable[Host],
         variables: Mapping[str, object] | None = None,
         *,
         user: str = "root",
+        group: str = "bare_metal",
         name: str = "inventory.ini",
     ) -> Path:
-        """Write an Ansible inventory with these hosts in group ``gpu_hosts``, by way of its child ``bare_metal``.
+        """Write an Ansible inventory with these hosts in one group.
 
         Args:
             hosts: who is in it.
             variables: of all of them.
             user: whom to log in as; with sudo if it is not root.
+            group: by which ``gpu_hosts`` has them (``bare_metal``, ``gpu_vms``), or ``proxmox_hosts``.
             name: of the file.
         """
         common = " ".join(shlex.quote(word) for word in self._access.options)
@@ -216,9 +218,9 @@ class Controller:
         }
         text = "".join(
             [
-                "[bare_metal]\n",
+                f"[{group}]\n",
                 *(f"{host.name} ansible_host={host.address}\n" for host in hosts),
-                "\n[gpu_hosts:children]\nbare_metal\n",
+                "" if group == "proxmox_hosts" else f"\n[gpu_hosts:children]\n{group}\n",
                 "\n[all:vars]\n",
                 *(f"{variable}={value}\n" for variable, value in every.items()),
             ]
@@ -227,15 +229,24 @@ class Controller:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def deploy(self, inventory: Path, *options: str, environment: Mapping[str, str] | None = None) -> Outcome:
-        """Run ``provision/site.py`` on an inventory's hosts to its end; ``--dry`` is an option."""
-        with self.start(inventory, *options, environment=environment) as deploy:
-            return deploy.outcome()
+    def deploy(
+        self,
+        inventory: Path,
+        *options: str,
+        script: str = "site.py",
+        environment: Mapping[str, str] | None = None,
+        within: float = DEPLOY_WITHIN,
+    ) -> Outcome:
+        """Run one of ``provision/``'s deploys on an inventory's hosts to its end; ``--dry`` is an option."""
+        with self.start(inventory, *options, script=script, environment=environment) as deploy:
+            return deploy.outcome(within)
 
-    def start(self, inventory: Path, *options: str, environment: Mapping[str, str] | None = None) -> Deploy:
+    def start(
+        self, inventory: Path, *options: str, script: str = "site.py", environment: Mapping[str, str] | None = None
+    ) -> Deploy:
         """The same, without waiting for it."""
         answer = () if "--dry" in options else ("--yes",)
-        command = [str(BIN / "pyinfra"), *answer, "--json", *options, f"@ansible/{inventory}", "provision/site.py"]
+        command = [str(BIN / "pyinfra"), *answer, "--json", *options, f"@ansible/{inventory}", f"provision/{script}"]
         process = subprocess.Popen(
             self.namespace.enter(*command),
             cwd=self.checkout,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lab.container import Container
+from lab.host import Host
 from lab.network import Namespace
 
 HTTPS: Final = 443
@@ -39,18 +39,22 @@ class Client:
         host: by its address.
         authority: the certificate of the CA that it believes.
         key: the API key that it shows; none if it is empty.
+        patience: seconds for one answer.
     """
 
-    def __init__(self, namespace: Namespace, host: Container, authority: Path, key: str = "") -> None:
+    def __init__(
+        self, namespace: Namespace, host: Host, authority: Path, key: str = "", *, patience: float = PATIENCE
+    ) -> None:
         self.namespace = namespace
         self.host = host
         self.authority = authority
         self.key = key
+        self._patience = patience
         self._tls = ssl.create_default_context(cafile=str(authority))
 
     def connection(self) -> http.client.HTTPSConnection:
         """A connection of its own, opened by the first request and kept for the next as long as the server keeps it."""
-        return _Connection(self.namespace, self.host.address, self._tls)
+        return _Connection(self.namespace, self.host.address, self._tls, self._patience)
 
     def ask(
         self,
@@ -114,13 +118,14 @@ class Client:
 class _Connection(http.client.HTTPSConnection):
     """HTTPS from a namespace."""
 
-    def __init__(self, namespace: Namespace, address: str, tls: ssl.SSLContext) -> None:
-        super().__init__(address, HTTPS, timeout=PATIENCE, context=tls)
+    def __init__(self, namespace: Namespace, address: str, tls: ssl.SSLContext, patience: float) -> None:
+        super().__init__(address, HTTPS, timeout=patience, context=tls)
         self._namespace = namespace
         self._tls = tls
+        self._patience = patience
 
     def connect(self) -> None:
-        plain = self._namespace.connect(self.host, self.port, PATIENCE)
+        plain = self._namespace.connect(self.host, self.port, self._patience)
         try:
             self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
         except BaseException:

@@ -1,8 +1,8 @@
-"""The root file system that every container starts from: a fresh Debian 12, built once and kept.
+"""The root file system that hosts start from: a fresh Debian 12, built once and kept.
 
-A container has no way out, yet a fresh host is one that still lacks nginx and the like. So the image carries an apt repository of its own
-with what the deploys install (``INSTALLABLE`` and all that it depends on), and has nothing else in its sources: ``apt-get`` works as on any
-host, without a network.
+A host has no way out, yet a fresh one still lacks nginx and the like. So the image carries an apt repository of its own with what the
+deploys install (``INSTALLABLE`` and all that it depends on), and has nothing else in its sources: ``apt-get`` works as on any host, without
+a network.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -63,46 +65,79 @@ REPOSITORY: Final = "srv/apt"
 _TIMEOUT: Final = 1200.0  # seconds, for a slow mirror
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a kind of host consists of.
+
+    Attributes:
+        name: of the kind.
+        installed: packages that a fresh one has.
+        installable: packages that deploys install on it: in the image's own repository, not installed.
+        files: path from the root, without its first slash → text; there before any of ``installed`` is.
+    """
+
+    name: str
+    installed: tuple[str, ...] = BASE
+    installable: tuple[str, ...] = INSTALLABLE
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+CONTAINER: Final = Recipe("container")
+
+
 def cache_folder() -> Path:
     """Where images and bundles are kept: METALSCRIBE_LAB_CACHE, else ``.lab/cache`` in the checkout."""
     chosen = os.environ.get("METALSCRIBE_LAB_CACHE")
     return Path(chosen).absolute() if chosen else Path(__file__).resolve().parents[2] / ".lab" / "cache"
 
 
-def key() -> str:
-    """What names an image: a digest of everything that its recipe consists of."""
-    recipe = hashlib.sha256()
+def key(recipe: Recipe = CONTAINER) -> str:
+    """What names an image: a digest of everything that it is made by."""
+    digest = hashlib.sha256(repr(recipe).encode())
     for module in (__file__, sources.__file__):
-        recipe.update(Path(module).read_bytes())
-    return f"{SUITE}-{recipe.hexdigest()[:16]}"
+        digest.update(Path(module).read_bytes())
+    return f"{SUITE}-{recipe.name}-{digest.hexdigest()[:16]}"
 
 
 @contextmanager
-def image() -> Iterator[Path]:
+def image(recipe: Recipe = CONTAINER) -> Iterator[Path]:
     """The image's root folder, built if it is not there yet; kept from being tidied away as long as the context lasts.
 
     Raises:
         RuntimeError: it could not be built; the message ends with mmdebstrap's own words.
     """
+    with kept(f"{SUITE}-{recipe.name}", key(recipe), lambda building: _build(building, recipe)) as root:
+        yield root
+
+
+@contextmanager
+def kept(kind: str, name: str, build: Callable[[Path], None]) -> Iterator[Path]:
+    """A folder of the cache, built if it is not there yet; kept from being tidied away as long as the context lasts.
+
+    Args:
+        kind: what the names of all those begin with of which this is the newest; older ones go.
+        name: of the folder.
+        build: makes it, at another path: an interrupted build is none.
+    """
     folder = cache_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one lab builds, the others wait for it
-        root = folder / key()
-        if not root.is_dir():
-            _build(root)
-        in_use = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        made = folder / name
+        if not made.is_dir():
+            _build_in_a_scratch_folder(kind, made, build)
+        in_use = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(in_use, fcntl.LOCK_SH)
-        _tidy(folder, keep=root)
+        _tidy(folder, kind, keep=made)
     try:
-        yield root
+        yield made
     finally:
         os.close(in_use)
 
 
-def _tidy(folder: Path, keep: Path) -> None:
-    """Remove images of older recipes, and what interrupted builds left, except those that another lab runs on."""
-    for other in [*folder.glob(f"{SUITE}-*"), *folder.glob("building-*")]:
+def _tidy(folder: Path, kind: str, keep: Path) -> None:
+    """Remove what older recipes made, and what interrupted builds left, except for what another lab runs on."""
+    for other in [*folder.glob(f"{kind}-*"), *folder.glob(f"building-{kind}-*")]:
         if other == keep or not other.is_dir():
             continue
         handle = os.open(other, os.O_RDONLY | os.O_DIRECTORY)
@@ -116,18 +151,22 @@ def _tidy(folder: Path, keep: Path) -> None:
             os.close(handle)
 
 
-def _build(root: Path) -> None:
-    """Build under another name and rename at the end: an interrupted build is no image."""
-    building = Path(tempfile.mkdtemp(prefix="building-", dir=root.parent))
+def _build_in_a_scratch_folder(kind: str, made: Path, build: Callable[[Path], None]) -> None:
+    """Build under another name and rename at the end."""
+    building = Path(tempfile.mkdtemp(prefix=f"building-{kind}-", dir=made.parent))
     try:
-        _debootstrap(building / "root", building)
-        _furnish(building / "root")
-        (building / "root").rename(root)
+        build(building / "made")
+        (building / "made").rename(made)
     finally:
         shutil.rmtree(building)
 
 
-def _debootstrap(root: Path, scratch: Path) -> None:
+def _build(root: Path, recipe: Recipe) -> None:
+    _debootstrap(root, root.parent, recipe)
+    _furnish(root)
+
+
+def _debootstrap(root: Path, scratch: Path, recipe: Recipe) -> None:
     mirrors = []
     for number, text in enumerate(sources.sources_for(SUITE)):  # none: mmdebstrap knows Debian's own mirrors
         mirror = scratch / f"sources-{number}"
@@ -138,14 +177,20 @@ def _debootstrap(root: Path, scratch: Path) -> None:
     # root (its configuration is in MMDEBSTRAP_APT_CONFIG), so this machine's certificates and resolver are the ones that count.
     fetch = (
         'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq -y --no-install-recommends --download-only '
-        f'-o Dir::Cache::Archives="$1/{REPOSITORY}/" install {" ".join(INSTALLABLE)}'
+        f'-o Dir::Cache::Archives="$1/{REPOSITORY}/" install {" ".join(recipe.installable)}'
     )
+    for name, text in recipe.files.items():
+        file = scratch / "files" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    (scratch / "files").mkdir(exist_ok=True)
     command = [
         # Dies with this process, and its mounts with it: what an interrupted build leaves is files and nothing else.
         *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
         *("mmdebstrap", "--mode=root", "--variant=apt", "--format=directory"),
         *(f"--aptopt={line}" for line in sources.carried_options(dump)),
-        f"--include={','.join(BASE)}",
+        f'--essential-hook=cp -R {shlex.quote(str(scratch / "files"))}/. "$1/"',
+        f"--include={','.join(recipe.installed)}",
         f'--customize-hook=mkdir -p "$1/{REPOSITORY}/partial"',
         f"--customize-hook={fetch}",
         f'--customize-hook=chroot "$1" useradd --create-home --shell /bin/bash {USER}',

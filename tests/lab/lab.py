@@ -63,10 +63,11 @@ class Lab:
         self.containers: dict[str, Container] = {}
         self.snapshots: list[Snapshot] = []
         self._stack = ExitStack()
+        self._image: Path | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._image = stack.enter_context(image())
+            self._images = stack.enter_context(ExitStack())
             self.folder = stack.enter_context(_folder(self.id))
             self.access = Access(key=self.folder / "id_ed25519", known_hosts=self.folder / "known_hosts")
             make_key(self.access.key, "metalscribe lab")
@@ -89,7 +90,7 @@ class Lab:
         container = Container(
             name,
             folder=self.folder / name,
-            layers=(*(snapshot.layers if snapshot else ()), self._image),
+            layers=(*(snapshot.layers if snapshot else ()), self._root),
             namespace=namespace,
             controller=self.network.controller,
             access=self.access,
@@ -114,6 +115,13 @@ class Lab:
         self.network.detach(container.namespace)
         self.snapshots.append(Snapshot(container.name, (layer,)))
         return self.snapshots[-1]
+
+    @property
+    def _root(self) -> Path:
+        """The image; built when the first container needs it, if at all."""
+        if self._image is None:
+            self._image = self._images.enter_context(image())
+        return self._image
 
     def _stop_all(self) -> None:
         for container in list(self.containers.values()):

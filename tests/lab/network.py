@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import re
 import socket
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +66,15 @@ class Namespace:
         with ThreadPoolExecutor(1) as thread:  # its sockets stay there
             return thread.submit(self._connect, address, port, timeout).result()
 
+    def listen(self, port: int) -> socket.socket:
+        """Listen for TCP connections at its IPv4 address."""
+        with ThreadPoolExecutor(1) as thread:  # the socket stays there
+            return thread.submit(self._listen, port).result()
+
+    def _listen(self, port: int) -> socket.socket:
+        self.enter_thread()
+        return socket.create_server((self.address, port))
+
     def _connect(self, address: str, port: int, timeout: float) -> socket.socket:
         self.enter_thread()
         return socket.create_connection((address, port), timeout)
@@ -92,6 +103,22 @@ class Namespace:
         return done
 
 
+@dataclass(frozen=True, slots=True)
+class Plug:
+    """Where a virtual machine is plugged in: a network device on the bridge, in the controller's namespace.
+
+    Attributes:
+        device: its name.
+        hardware: the address that the machine's own end has. Its last four bytes are ``address``, so that a machine can know its address
+            without being told.
+        address: its IPv4 address.
+    """
+
+    device: str
+    hardware: str
+    address: str
+
+
 class Network:
     """The bridge, its controller, and who is attached to it.
 
@@ -118,10 +145,7 @@ class Network:
             name: what it is called in this lab, 15 characters at most (a network device has that name).
             subnet: ``INSIDE`` or ``OUTSIDE``.
         """
-        places = self._places[subnet]
-        if name not in places:
-            places.append(name)
-        place = _CONTROLLER + 1 + places.index(name)
+        place = self._place(name, subnet)
         namespace = self._add(name, subnet, place)
         # The hardware address is its own too, or the others would look for it at the one from before.
         hardware = f"02:00:00:00:{0 if subnet is INSIDE else 1:02x}:{place:02x}"
@@ -133,6 +157,20 @@ class Network:
             _ip(namespace, "route", "add", str(there), "via", str(network[_CONTROLLER]))
         return namespace
 
+    def plug(self, name: str) -> Plug:
+        """A place in ``INSIDE`` for a virtual machine; who has been there before gets the same again.
+
+        Args:
+            name: what the machine is called in this lab, 15 characters at most.
+        """
+        place = self._place(name, INSIDE)
+        address = str(INSIDE[0][place])
+        devices = self.controller.run("ip", "-brief", "link", "show").stdout
+        if not re.search(rf"^{name}\b", devices, re.MULTILINE):
+            _ip(self.controller, "tuntap", "add", name, "mode", "tap")
+            _ip(self.controller, "link", "set", name, "master", "inside", "up")
+        return Plug(name, "02:00:" + ":".join(f"{int(byte):02x}" for byte in address.split(".")), address)
+
     def unattached(self, name: str) -> Namespace:
         """A namespace that is connected to nothing: what succeeds from there proves nothing about the network."""
         return self._add(name, None, 0)
@@ -140,6 +178,12 @@ class Network:
     def detach(self, namespace: Namespace) -> None:
         """Remove a namespace and with it its end of the cable."""
         subprocess.run(["ip", "netns", "delete", namespace.name], check=True)
+
+    def _place(self, name: str, subnet: Subnet) -> int:
+        places = self._places[subnet]
+        if name not in places:
+            places.append(name)
+        return _CONTROLLER + 1 + places.index(name)
 
     def _add(self, name: str, subnet: Subnet | None, place: int) -> Namespace:
         namespace = Namespace(f"{self._prefix}{name}", [str(network[place]) for network in subnet or ()])

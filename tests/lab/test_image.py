@@ -26,7 +26,7 @@ def test_a_killed_build_leaves_no_image_and_no_process(lab: Lab, tmp_path: Path)
     environment = {**os.environ, "METALSCRIBE_LAB_CACHE": str(tmp_path), "PYTHONPATH": str(HERE.parent)}
     build = "from lab.image import image\nwith image(): raise SystemExit('it was to be killed before')"
     with subprocess.Popen([sys.executable, "-c", build], env=environment) as process:
-        wait_for(lambda: list(tmp_path.glob("building-*/root/var/lib/dpkg")), "the build to be under way", within=120)
+        wait_for(lambda: list(tmp_path.glob("building-*/made/var/lib/dpkg")), "the build to be under way", within=120)
         assert processes_that_name(str(tmp_path))
         process.kill()
     wait_for(lambda: not processes_that_name(str(tmp_path)), "the build's processes to die with it")
@@ -38,28 +38,28 @@ def test_images_of_older_recipes_go_unless_somebody_runs_on_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METALSCRIBE_LAB_CACHE", str(tmp_path))
-    names = iter(["bookworm-1", "bookworm-2", "bookworm-3"])
-    (tmp_path / "building-interrupted").mkdir()
+    names = iter(["bookworm-container-1", "bookworm-container-2", "bookworm-container-3"])
+    (tmp_path / "building-bookworm-container-interrupted").mkdir()
 
     def there() -> list[str]:
         return sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
 
     def of_the_next_recipe() -> Path:
         name = next(names)
-        monkeypatch.setattr(module, "key", lambda: name)
+        monkeypatch.setattr(module, "key", lambda _: name)
         path = tmp_path / name
         path.mkdir()  # as if built: what is tried is what becomes of the others
         return path
 
     first = of_the_next_recipe()
     with image() as root:
-        assert (root, there()) == (first, ["bookworm-1"])
+        assert (root, there()) == (first, ["bookworm-container-1"])
         of_the_next_recipe()
         with image():
-            assert there() == ["bookworm-1", "bookworm-2"]
+            assert there() == ["bookworm-container-1", "bookworm-container-2"]
     of_the_next_recipe()
     with image():
-        assert there() == ["bookworm-3"]
+        assert there() == ["bookworm-container-3"]
 
 
 def test_another_recipe_is_another_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ class Simulator:
         yield
         self.save()
 
+    def file_of(self, volume: str) -> Path:
+        """Where the bytes of what was fetched into a storage are, beside the state; there whether or not they were right."""
+        folder = self.file.parent / "volumes"
+        folder.mkdir(exist_ok=True)
+        return folder / volume.replace("/", "_")
+
     def node(self, name: str) -> None:
         """Raise unless there is such a node."""
         if name not in self.cluster.nodes:

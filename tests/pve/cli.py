@@ -146,20 +146,29 @@ def _drop_token(cluster: Cluster, user: str, name: str) -> None:
         raise Refused(f"no such token '{name}' for user '{user}'")
 
 
+def command(cluster: Cluster, tool: str, arguments: Sequence[str]) -> str:
+    """Run one command on a cluster; returns what it prints.
+
+    Raises:
+        Refused: it exits with an error.
+    """
+    words, options = _options(arguments)
+    options.pop("output-format", None)
+    options.pop("comment", None)
+    answer = _pvesh(cluster, words[0], words[1], options) if tool == "pvesh" else _pveum(cluster, words, options)
+    return "" if answer is None else json.dumps(answer) + "\n"
+
+
 def main(file: Path, tool: str, *arguments: str) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command on the cluster in a file; returns its exit status."""
     cluster = Cluster.load(file)
     try:
-        words, options = _options(arguments)
-        options.pop("output-format", None)
-        options.pop("comment", None)
-        answer = _pvesh(cluster, words[0], words[1], options) if tool == "pvesh" else _pveum(cluster, words, options)
+        printed = command(cluster, tool, arguments)
     except Refused as refused:
         sys.stderr.write(f"{refused}\n")
         return 255
     cluster.save(file)
-    if answer is not None:
-        sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.write(printed)
     return 0
 
 

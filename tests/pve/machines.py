@@ -45,7 +45,7 @@ class Hypervisor(Protocol):
     """What makes a machine more than an entry in a file."""
 
     async def start(self, vmid: int, machine: Machine) -> None:
-        """Start it.
+        """Start it, with what its configuration says.
 
         Raises:
             PveError: it does not start.
@@ -214,7 +214,8 @@ def _stored_drive(cluster: Cluster, vmid: int, machine: Machine, name: str, valu
         volume = drive["file"]
         size = volumes[volume].size if volume in volumes else 0
     if size:
-        volumes[volume] = Volume(content="images", size=size, format="raw", vmid=vmid)
+        source = drive.get("import-from")
+        volumes[volume] = Volume(content="images", size=size, format="raw", vmid=vmid, source=source)
         options["size"] = properties.size_in_words(size)
     return properties.join({"file": volume, **options}, "file")
 

@@ -40,10 +40,17 @@ class Served:
 
 
 @contextmanager
-def served(simulator: Simulator, folder: Path) -> Iterator[Served]:
-    """Serve while the block runs; the certificate is made for it."""
-    certificate, key = _certificate(folder)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+def served(simulator: Simulator, folder: Path, at: socket.socket | None = None) -> Iterator[Served]:
+    """Serve while the block runs; the certificate is made for it.
+
+    Args:
+        simulator: what answers.
+        folder: for the certificate and its key.
+        at: where it listens, if not on loopback.
+    """
+    with at or socket.create_server(("127.0.0.1", 0)) as listening:
+        address, port = listening.getsockname()
+        certificate, key = _certificate(folder, address)
         server = uvicorn.Server(
             uvicorn.Config(
                 simulator.app,
@@ -61,13 +68,13 @@ def served(simulator: Simulator, folder: Path) -> Iterator[Served]:
                 if time.monotonic() > deadline or not thread.is_alive():
                     raise RuntimeError("the simulator does not come up")
                 time.sleep(0.02)
-            yield Served(simulator, f"https://127.0.0.1:{listening.getsockname()[1]}/", certificate)
+            yield Served(simulator, f"https://{address}:{port}/", certificate)
         finally:
             server.should_exit = True
             thread.join()
 
 
-def _certificate(folder: Path) -> tuple[Path, Path]:
+def _certificate(folder: Path, address: str) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pve.test")])
     now = dt.datetime.now(dt.UTC)
@@ -80,7 +87,7 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
         .not_valid_before(now - dt.timedelta(minutes=5))
         .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
         .sign(key, hashes.SHA256())
     )
     certificate, secret = folder / "pve.pem", folder / "pve.key"

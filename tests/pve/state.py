@@ -39,12 +39,13 @@ class Node(BaseModel):
 
 
 class Volume(BaseModel):
-    """What lies in a storage: a disk image, or a file that was fetched."""
+    """What lies in a storage: a disk image, or a file that was fetched. ``source`` is the volume that it was copied from."""
 
     content: str
     size: int
     format: str
     vmid: int | None = None
+    source: str | None = None
 
 
 class Mapping(BaseModel):

@@ -82,9 +82,11 @@ class StorageRoutes:
                 ):
                     if answer.is_error:
                         raise PveError(500, f"download failed: {answer.status_code} {answer.reason_phrase}")
-                    async for block in answer.aiter_bytes():
-                        digest.update(block)
-                        size += len(block)
+                    with self._simulator.file_of(volume).open("wb") as file:
+                        async for block in answer.aiter_bytes():
+                            digest.update(block)
+                            size += len(block)
+                            file.write(block)
             except httpx.HTTPError as error:
                 raise PveError(500, f"download failed: {error}") from error
             if wanted and digest.hexdigest() != wanted.lower():

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,6 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 HOME: Final = ROOT / ".cache" / "terraform"
 BINARY: Final = HOME / "terraform"
-_SECONDS: Final = 150
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,14 @@ class Terraform:
     Attributes:
         folder: where the copy is.
         environment: what Terraform gets besides PATH and HOME.
+        within: seconds for a command.
+        prefix: what every command is run by, such as one that enters a namespace.
     """
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    within: float = 150
+    prefix: Sequence[str] = ()
 
     @classmethod
     def copied(cls, folder: Path, module: str = ".", **environment: str) -> Terraform:
@@ -57,7 +61,7 @@ class Terraform:
     def run(self, *arguments: str) -> Done:
         """Run a command."""
         ended = subprocess.run(
-            [str(BINARY), *arguments],
+            [*self.prefix, str(BINARY), *arguments],
             cwd=self.folder,
             env={
                 "PATH": os.environ["PATH"],
@@ -72,7 +76,7 @@ class Terraform:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=_SECONDS,
+            timeout=self.within,
             check=False,
         )
         return Done(ended.returncode, ended.stdout)
