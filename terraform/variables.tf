@@ -110,13 +110,26 @@ variable "ssh_keys" {
 }
 
 variable "username" {
-  description = "The machines' user, who may use sudo."
+  description = "The machines' user, who may use sudo. Not metalscribe: the service runs as that, without a shell."
   type        = string
-  default     = "metalscribe"
+  default     = "debian"
 
   validation {
-    condition     = can(regex("^[a-z_][a-z0-9_-]{0,31}$", var.username)) && var.username != "root"
-    error_message = "username is not a plain user name: small letters, digits, - and _, a letter first, and not root."
+    condition     = can(regex("^[a-z_][a-z0-9_-]{0,31}$", var.username))
+    error_message = "username is not a plain user name: small letters, digits, - and _, a letter first."
+  }
+
+  validation {
+    condition = !contains(
+      # Users and groups that a Debian or Ubuntu has from the start: cloud-init makes no user of that name, and nobody could log in.
+      split(" ", join(" ", [
+        "root daemon bin sys adm tty disk lp mail news uucp man proxy kmem dialout fax voice cdrom floppy tape sudo audio dip",
+        "www-data backup operator list irc src shadow utmp video sasl plugdev staff games users nobody nogroup sync sshd",
+        "messagebus input kvm render netdev metalscribe",
+      ])),
+      var.username
+    )
+    error_message = "username ${var.username} is a user or a group that the system or the service has already: choose another, such as debian."
   }
 }
 

@@ -74,6 +74,24 @@ run "root" {
   expect_failures = [var.username]
 }
 
+run "a_group_of_the_system" {
+  command = plan
+  variables {
+    image    = { url = "https://images.example/d.qcow2", checksum = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", algorithm = "sha256" }
+    username = "operator"
+  }
+  expect_failures = [var.username]
+}
+
+run "the_services_own_user" {
+  command = plan
+  variables {
+    image    = { url = "https://images.example/d.qcow2", checksum = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", algorithm = "sha256" }
+    username = "metalscribe"
+  }
+  expect_failures = [var.username]
+}
+
 run "dhcp_without_an_agent" {
   command = plan
   variables {

@@ -109,7 +109,7 @@ def test_a_machine_from_nothing_to_nothing(make: Make, pve: Served) -> None:
     outputs = terraform.outputs()
     assert outputs["addresses"] == {"whisper-gpu": "192.168.20.30"}
     assert outputs["pyinfra_inventory"]["gpu_hosts"][0]["ssh_hostname"] == "192.168.20.30"
-    assert "whisper-gpu ansible_host=192.168.20.30 ansible_user=metalscribe" in outputs["ansible_inventory"]
+    assert "whisper-gpu ansible_host=192.168.20.30 ansible_user=debian" in outputs["ansible_inventory"]
     assert not terraform.changes()
 
     destroyed = terraform.destroy()

@@ -45,7 +45,7 @@ PORT: Final = 8006
 GPU: Final = "1234:11e8"  # QEMU's edu; QEMU has no device of NVIDIA's
 VMID: Final = 100
 NAME: Final = "whisper"
-USER: Final = "operator"
+USER: Final = "debian"
 WITHIN: Final = 1500.0  # seconds for a deploy to a machine that QEMU emulates, fifty times slower than it would be
 
 HARDWARE: Final = Hardware(
@@ -162,7 +162,6 @@ def test_from_a_host_to_a_transcription_and_back(
     terraform.within, terraform.prefix = WITHIN, tuple(lab.network.controller.enter())
     terraform.variables(
         ssh_keys=[key.with_suffix(".pub").read_text(encoding="ascii").strip()],
-        username=USER,
         image=image,
         machines={
             NAME: {

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from metalscribe_provision.common import CANDIDATE_PORT, PORT
+from metalscribe_provision.common import CANDIDATE_PORT, PORT, USER
 from metalscribe_provision.hostdata import AcmeChallenge, HostData, Tls
 from metalscribe_provision.preflight.machine import Access, Listener, Machine
 from metalscribe_provision.preflight.python import DISTRIBUTION_PYTHON, MINIMUM
@@ -57,7 +57,12 @@ def machine_findings(machine: Machine, data: HostData, now: float) -> Iterator[s
 
 
 def access_finding(access: Access, *, become: bool, password: bool) -> str | None:
-    """Return why root is out of reach; ``password`` says that sudo's is known, or can be asked for."""
+    """Return why the deploy cannot log in so; ``password`` says that sudo's is known, or can be asked for."""
+    if access.user == USER:
+        return (
+            f"the deploy logs in as {USER}, which is to be the service's own account, without a shell: give the host another user for "
+            "logging in (on a machine made with Terraform: the variable username)"
+        )
     if not become:
         return None if access.uid == 0 else _NOT_ROOT.format(user=access.user)
     said = access.sudo

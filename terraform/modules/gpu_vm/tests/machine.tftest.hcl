@@ -15,7 +15,7 @@ variables {
   bridge           = "vmbr0"
   address          = "192.168.20.30/24"
   gateway          = "192.168.20.1"
-  username         = "metalscribe"
+  username         = "debian"
   ssh_keys         = ["ssh-ed25519 AAAA operator@laptop\n"]
   vendor_data      = "local:snippets/metalscribe.yaml"
   agent            = true
