@@ -19,7 +19,7 @@ from vm.golden import Golden, golden
 from vm.machine import Hardware, Machine
 
 HERE = Path(__file__).parent
-TIMEOUT = 1800  # seconds for one test and the fixtures that it is the first to need
+TIMEOUT = 3600  # seconds for one test and the fixtures that it is the first to need
 
 
 class MakeMachine(Protocol):
