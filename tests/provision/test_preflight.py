@@ -266,7 +266,12 @@ def test_what_is_unknown_or_bearable_is_no_finding(machine: Machine) -> None:
     [
         (Access(0, "root"), False, False, None),
         (Access(1000, "debian"), True, False, None),
-        (Access(1000, "metalscribe"), True, False, "the deploy logs in as metalscribe, which is to be the service's own account"),
+        (
+            Access(1000, "metalscribe"),
+            True,
+            False,
+            "the deploy logs in as metalscribe, which is to be the service's own account",
+        ),
         (Access(1000, "debian", "sudo: a password is required"), True, True, None),
         (
             Access(1000, "debian"),
