@@ -1,27 +1,16 @@
-"""Voice activity: which stretches of a recording are speech, decided while it streams.
-
-The detector is Silero VAD v6 (MIT), the ONNX file that faster-whisper ships; about 1,000 × realtime on one core. Runs inside
-the decoders' sandbox.
-"""
+"""Voice activity: which stretches of a recording are speech, decided while it streams. Runs inside the decoders' sandbox."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from metalscribe.engine.silero import CONTEXT, UNITS, WINDOW, load
 from metalscribe.media.pcm import SAMPLE_RATE
 
-WINDOW: Final = 512
-"""Samples per decision, 32 ms."""
-
-_CONTEXT: Final = 64
 _DIGITAL_SILENCE: Final = 1e-4  # −80 dBFS: three steps of 16-bit audio
 
 _Samples = NDArray[np.float32]
@@ -31,13 +20,13 @@ class VoiceActivity:
     """Speech probability per window of 512 samples, with the detector's memory carried from block to block."""
 
     def __init__(self) -> None:
-        self._session = _session()
+        self._network = load()
         self._reset()
 
     def _reset(self) -> None:
-        self._hidden = np.zeros((1, 1, 128), np.float32)
-        self._cell = np.zeros((1, 1, 128), np.float32)
-        self._context = np.zeros(_CONTEXT, np.float32)
+        self._hidden = np.zeros((1, 1, UNITS), np.float32)
+        self._cell = np.zeros((1, 1, UNITS), np.float32)
+        self._context = np.zeros(CONTEXT, np.float32)
 
     def probabilities(self, block: _Samples) -> NDArray[np.float32]:
         """float32[n] samples to float32[ceil(n / 512)]; every block but the last is a whole number of windows."""
@@ -47,13 +36,13 @@ class VoiceActivity:
             return np.zeros(windows, np.float32)
         padded = np.zeros(windows * WINDOW, np.float32)
         padded[: block.size] = block
-        rows = np.empty((windows, _CONTEXT + WINDOW), np.float32)
-        rows[:, _CONTEXT:] = padded.reshape(windows, WINDOW)
-        rows[0, :_CONTEXT] = self._context
-        rows[1:, :_CONTEXT] = rows[:-1, -_CONTEXT:]
-        speech, self._hidden, self._cell = self._session.run(None, {"input": rows, "h": self._hidden, "c": self._cell})
-        self._context = rows[-1, -_CONTEXT:].copy()
-        return np.asarray(speech, np.float32).reshape(-1)
+        rows = np.empty((windows, CONTEXT + WINDOW), np.float32)
+        rows[:, CONTEXT:] = padded.reshape(windows, WINDOW)
+        rows[0, :CONTEXT] = self._context
+        rows[1:, :CONTEXT] = rows[:-1, -CONTEXT:]
+        speech, self._hidden, self._cell = self._network(rows, self._hidden, self._cell)
+        self._context = rows[-1, -CONTEXT:].copy()
+        return speech
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,20 +167,4 @@ class SpeechRegions:
             self._end(self._quiet_since)
 
 
-@functools.cache
-def _session() -> onnxruntime.InferenceSession:
-    """The detector, once a process; it has no threads and no memory of its own, so that forked processes can use it too."""
-    options = onnxruntime.SessionOptions()
-    options.inter_op_num_threads = 1
-    options.intra_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(str(_model_file()), options, providers=["CPUExecutionProvider"])
-
-
-def _model_file() -> Path:
-    """The detector's file inside faster-whisper, found without importing that package (and with it the model runtime)."""
-    spec = importlib.util.find_spec("faster_whisper")
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("faster-whisper is not installed")
-    return Path(spec.submodule_search_locations[0]) / "assets" / "silero_vad_v6.onnx"
+__all__ = ["WINDOW", "SpeechRegions", "VoiceActivity", "VoiceOptions"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
@@ -21,6 +22,9 @@ BLOCK: Final = 32_768
 """Samples per block, about two seconds: a whole number of voice activity windows (512)."""
 
 MAX_CHANNELS: Final = 64
+
+_MIXED_TOGETHER: Final = 8192
+"""Samples whose channels are weighed against each other, half a second."""
 
 _CARRIES_SOMETHING: Final = 1e-3  # of the loudest channel's energy: 30 dB below it
 
@@ -179,6 +183,7 @@ class Recording:
             except (av.error.FFmpegError, ValueError):
                 # A stream may change its rate or layout midway; start afresh from here rather than give up.
                 self.damaged += 1
+                yield from downmix.finish()
                 downmix = _Downmix()
         yield from downmix.finish()
 
@@ -217,14 +222,19 @@ class _Downmix:
     def feed(self, frame: av.AudioFrame) -> Iterator[_Samples]:
         if self._resampler is None:
             # Packed, not planar: PyAV reads beyond the frame's eight plane pointers when there are more channels.
-            self._resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=SAMPLE_RATE)
+            # And in frames of half a second, so that numpy's calls do not matter: a codec's own have a few milliseconds.
+            self._resampler = av.AudioResampler(
+                format="flt", layout=frame.layout, rate=SAMPLE_RATE, frame_size=_MIXED_TOGETHER
+            )
         for resampled in self._resampler.resample(frame):
             yield _mixed(resampled)
 
     def finish(self) -> Iterator[_Samples]:
+        """What the resampler still holds; nothing where it failed."""
         if self._resampler is not None:
-            for resampled in self._resampler.resample(None):
-                yield _mixed(resampled)
+            with suppress(av.error.FFmpegError, ValueError):
+                for resampled in self._resampler.resample(None):
+                    yield _mixed(resampled)
 
 
 def _tag(context: av.CodecContext) -> str:
@@ -241,7 +251,9 @@ def _mixed(frame: av.AudioFrame) -> _Samples:
 
 def _mono(planes: NDArray[Any]) -> _Samples:
     """float32[channels, n] to float32[n], finite and within -1 … 1: the mean of the channels that carry something."""
-    finite = np.clip(np.nan_to_num(planes, nan=0.0, posinf=0.0, neginf=0.0), -1.0, 1.0).astype(np.float32, copy=False)
+    if not np.isfinite(planes).all():
+        planes = np.nan_to_num(planes, nan=0.0, posinf=0.0, neginf=0.0)
+    finite = np.clip(planes, -1.0, 1.0).astype(np.float32, copy=False)
     if finite.shape[0] == 1:
         only: _Samples = finite[0]
         return only
