@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import pytest
@@ -19,6 +15,7 @@ from lab.deployed import Deployed, Recording
 from lab.https import Client
 from lab.lab import Lab, Snapshot
 from lab.network import OUTSIDE, Namespace
+from lab.session import lab_of
 
 HERE = Path(__file__).parent
 TIMEOUT = 1500  # seconds for one test and the fixtures that it is the first to need: the image, the first deploy
@@ -48,24 +45,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """The lab. Whatever ends the tests, it is taken down; what SIGKILL leaves behind the next lab removes."""
-    missing = subprocess.run([HERE / "prepare", "--check"], check=False, capture_output=True, text=True)
-    if os.geteuid() != 0:
-        pytest.exit("the lab boots containers with systemd, which needs root: run make lab as root", returncode=2)
-    if missing.returncode:
-        pytest.exit(
-            f"the lab needs Debian packages that are missing ({missing.stdout.strip()}): run tests/lab/prepare",
-            returncode=2,
-        )
-    before = {number: signal.signal(number, _interrupted) for number in (signal.SIGTERM, signal.SIGHUP)}
-    with Lab() as lab:
+    """The lab."""
+    with lab_of(HERE / "prepare", "make lab") as lab:
         yield lab
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def _interrupted(number: int, _frame: FrameType | None) -> None:
-    pytest.exit(f"interrupted by {signal.Signals(number).name}", returncode=128 + number)
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import pytest
 
 from lab.access import Access
-from lab.controller import Controller
+from lab.controller import Controller, Outcome
 from lab.lab import Lab
+from lab.session import lab_of
 from vm.golden import Golden, golden
 from vm.machine import Hardware, Machine
+from vm.passthrough import Deploy
 
 HERE = Path(__file__).parent
+DEPLOYED_WITHIN = 900.0  # seconds for a deploy, with an initramfs and a reboot
 TIMEOUT = 3600  # seconds for one test and the fixtures that it is the first to need
 
 
@@ -46,24 +45,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """The lab; machines are the modules'. Whatever ends the tests, it is taken down."""
-    missing = subprocess.run([HERE / "prepare", "--check"], check=False, capture_output=True, text=True)
-    if os.geteuid() != 0:
-        pytest.exit("the machines have networks of their own, which needs root: run make vmlab as root", returncode=2)
-    if missing.returncode:
-        pytest.exit(
-            f"the machines need Debian packages that are missing ({missing.stdout.strip()}): run tests/vm/prepare",
-            returncode=2,
-        )
-    before = {number: signal.signal(number, _interrupted) for number in (signal.SIGTERM, signal.SIGHUP)}
-    with Lab() as lab:
+    """The lab; machines are the modules'."""
+    with lab_of(HERE / "prepare", "make vmlab") as lab:
         yield lab
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def _interrupted(number: int, _frame: FrameType | None) -> None:
-    pytest.exit(f"interrupted by {signal.Signals(number).name}", returncode=128 + number)
 
 
 @pytest.fixture(scope="session")
@@ -109,3 +93,15 @@ def make_machine(lab: Lab, disks: Golden, access: Access) -> Iterator[MakeMachin
 def controller(lab: Lab, access: Access, request: pytest.FixtureRequest) -> Controller:
     """The machine that deploys this checkout."""
     return Controller(lab.network.controller, access, lab.folder / f"controller-{request.module.__name__}")
+
+
+@pytest.fixture(scope="module")
+def deploy(controller: Controller) -> Deploy:
+    """How to run ``proxmox_host.py`` on a host, with what its inventory says."""
+
+    def run(host: Machine, devices: str | None = None, **variables: object) -> Outcome:
+        named = {} if devices is None else {"passthrough_devices": devices}
+        inventory = controller.inventory([host], {**named, **variables}, group="proxmox_hosts")
+        return controller.deploy(inventory, script="proxmox_host.py", within=DEPLOYED_WITHIN)
+
+    return run
