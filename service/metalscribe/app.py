@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import ipaddress
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
@@ -19,7 +20,7 @@ from slowapi.errors import RateLimitExceeded
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metalscribe.api import health, metrics, model, native, problems
+from metalscribe.api import health, jobs, metrics, model, native, problems
 from metalscribe.api.auth import Authenticator
 from metalscribe.api.limits import RateLimits
 from metalscribe.api.requests import RequestLog
@@ -35,11 +36,13 @@ from metalscribe.engine.weights import describe, resolve
 from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.gpu.nvml import Nvml
 from metalscribe.gpu.watch import GpuWatch
+from metalscribe.jobs.office import JobOffice, JobOptions, incoming_of
 from metalscribe.media.addresses import AddressPolicy
 from metalscribe.media.fetch import Fetcher
 from metalscribe.settings import Settings, WhenUnloaded
 from metalscribe.store.database import Database
 from metalscribe.store.idempotency import IdempotencyStore
+from metalscribe.store.job import Quota
 from metalscribe.store.keys import KeyStore
 from metalscribe.store.spool import spool
 
@@ -113,6 +116,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.callback(nvml.close)
         uploads = stack.enter_context(_uploads(settings))
+        incoming = stack.enter_context(_incoming(settings))
         database = Database(settings.sqlalchemy_url)
         await database.open()
         stack.push_async_callback(database.close)
@@ -123,13 +127,16 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         answers = IdempotencyStore(database)
         keeping = timedelta(hours=settings.idempotency_hours)
         limits = RateLimits(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
+        policy = AddressPolicy(settings.allow_networks)
+        office = JobOffice(engine, database, _job_options(settings), policy, incoming)
         services = Services(
             engine=engine,
             auth=Authenticator(keys, limits),
             limits=limits,
             desk=Desk(answers),
+            jobs=office,
             fetcher=Fetcher(
-                AddressPolicy(settings.allow_networks),
+                policy,
                 max_bytes=settings.max_upload_bytes,
                 timeout_secs=settings.fetch_timeout_secs,
             ),
@@ -142,6 +149,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         app.state.services = services
         app.state.limits = limits
         app.include_router(native.router(services))
+        app.include_router(jobs.router(services))
         app.include_router(health.router(services))
         app.include_router(model.router(services))
         app.include_router(metrics.router(services, registry))
@@ -150,7 +158,9 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         if settings.preload:
             # Whoever connects once the service listens finds it ready; if loading takes too long, it says so instead.
             await engine.settled(_PRELOAD_PATIENCE_SECONDS)
-        await stack.enter_async_context(_purging(answers, keeping))
+        stack.push_async_callback(office.close)
+        await office.start()
+        await stack.enter_async_context(_purging(answers, keeping, office))
         yield
 
 
@@ -163,6 +173,35 @@ def _uploads(settings: Settings) -> Iterator[Path]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigurationError(f"METALSCRIBE_STATE_DIR={settings.state_dir} cannot be used: {reason}") from None
+
+
+@contextmanager
+def _incoming(settings: Settings) -> Iterator[Path]:
+    try:
+        with incoming_of(_job_options(settings)) as directory:
+            yield directory
+    except OSError as error:
+        name = "METALSCRIBE_JOBS_DIR" if settings.jobs_dir else "METALSCRIBE_STATE_DIR"
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigurationError(f"{name}: jobs cannot be kept in {settings.jobs_directory}: {reason}") from None
+
+
+def _job_options(settings: Settings) -> JobOptions:
+    def in_bytes(mebibytes: float) -> int:
+        return int(mebibytes * 2**20)
+
+    return JobOptions(
+        directory=settings.jobs_directory,
+        places=settings.jobs_running,
+        quota=Quota(
+            queued_per_key=settings.jobs_queued_per_key,
+            bytes_per_key=in_bytes(settings.jobs_mb_per_key),
+            bytes=in_bytes(settings.jobs_disk_mb),
+        ),
+        reserve_bytes=in_bytes(settings.min_free_disk_mb),
+        max_upload_bytes=in_bytes(settings.jobs_max_upload_mb) or sys.maxsize,
+        keep=timedelta(days=settings.jobs_keep_days),
+    )
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -227,8 +266,8 @@ async def _rate_limited(request: Request, error: Exception) -> Response:
 
 
 @asynccontextmanager
-async def _purging(answers: IdempotencyStore, keeping: timedelta) -> AsyncIterator[None]:
-    """Forget old answers now and every hour.
+async def _purging(answers: IdempotencyStore, keeping: timedelta, office: JobOffice) -> AsyncIterator[None]:
+    """Forget old answers and old jobs now and every hour.
 
     The task is told to end and waited for, not cancelled: a database call that is cut off midway can hang its connection.
     """
@@ -243,6 +282,8 @@ async def _purging(answers: IdempotencyStore, keeping: timedelta) -> AsyncIterat
             with suppress(TimeoutError):
                 async with asyncio.timeout(3600):
                     await stop.wait()
+            if not stop.is_set():
+                await office.tidy()
 
     task = asyncio.create_task(purge(), name="purge")
     try:

@@ -159,6 +159,31 @@ class Settings(BaseSettings):
     shutdown_grace_secs: float = Field(default=30.0, ge=0, le=86400)
     """On SIGTERM: how long running requests may finish before they are cancelled."""
 
+    # --- jobs ---
+    jobs_dir: Path | None = None
+    """Directory for the jobs' recordings, by default in the state directory; front ends that share a database share it."""
+
+    jobs_running: int = Field(default=4, ge=1, le=256)
+    """Jobs that one service runs at a time; interactive requests go first all the same."""
+
+    jobs_queued_per_key: int = Field(default=1000, ge=0)
+    """Jobs of one API key that may wait or run; the next one gets 429. 0 is no bound."""
+
+    jobs_mb_per_key: float = Field(default=0.0, ge=0)
+    """MiB of recordings that one API key's waiting jobs may take; 0 is no bound."""
+
+    jobs_disk_mb: float = Field(default=0.0, ge=0)
+    """MiB that all waiting recordings and kept results may take: the oldest results go first, then new jobs get 507. 0 is no bound."""
+
+    jobs_max_upload_mb: float = Field(default=0.0, ge=0)
+    """Largest recording of a job, in MiB; 0 takes any that the disk has room for."""
+
+    jobs_keep_days: float = Field(default=30.0, gt=0)
+    """How long finished jobs and their transcripts are kept."""
+
+    min_free_disk_mb: float = Field(default=512.0, ge=0)
+    """MiB that jobs leave free on the disk; what would take them gets 507."""
+
     idempotency_hours: float = Field(default=24.0, gt=0)
     """How long the answer to a request with an Idempotency-Key is kept."""
 
@@ -235,6 +260,11 @@ class Settings(BaseSettings):
     def uploads_dir(self) -> Path:
         """Recordings in progress, in a directory per process."""
         return self.state_dir / "uploads"
+
+    @property
+    def jobs_directory(self) -> Path:
+        """Where the jobs' recordings are, in progress and waiting."""
+        return self.jobs_dir or self.state_dir / "jobs"
 
     @property
     def models_dir(self) -> Path:

@@ -5,6 +5,7 @@ All times are seconds from the start of the recording, as floats; probabilities 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -107,6 +108,8 @@ class TranscriptionRequest:
         latency: batch work gives way to whoever waits for an answer, without being left out altogether.
         model: which of the models that are served, by its card's name; None for the default one.
         weight: share of the machine against other requests; 2.0 gets served as if it had waited twice as long.
+        checkpoints: what earlier runs of the same request have told by :class:`ChunkDone`, by the chunks' numbers; empty for the
+            first of several runs, None where there will be no other.
     """
 
     path: Path
@@ -123,6 +126,7 @@ class TranscriptionRequest:
     latency: Latency = Latency.INTERACTIVE
     model: str | None = None
     weight: float = 1.0
+    checkpoints: Mapping[int, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,19 @@ class Progress:
         if not self.duration:
             return 0
         return max(0, min(99, int(100 * self.seconds_done / self.duration)))
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkDone:
+    """A chunk need not be done again, should this run not come to its end; chunks end in any order.
+
+    Attributes:
+        number: of the chunk, from 0.
+        data: for a later run's :attr:`TranscriptionRequest.checkpoints`; means nothing to anybody else.
+    """
+
+    number: int
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +233,7 @@ class Statistics:
     retries: int = 0
 
 
-Event = LanguageDetected | Progress | SegmentsReady | Done
+Event = LanguageDetected | Progress | ChunkDone | SegmentsReady | Done
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from metalscribe.api.bodies import read_json
+from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, properties_of
 from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.requests import note
@@ -55,7 +56,7 @@ def router(services: Services) -> APIRouter:
         begin = time.perf_counter()
         services.check_capacity(retry="Idempotency-Key" in request.headers, model=request.query_params.get("model"))
         # What the query asks for is judged before the upload is read.
-        early = parse_options(request.query_params.multi_items(), {})
+        early = parse_options(NativeOptions, request.query_params.multi_items(), {})
         services.engine.check_request(
             early.to_request(services.uploads, name="", served=services.model_names, weight=1)
         )
@@ -65,7 +66,7 @@ def router(services: Services) -> APIRouter:
                 upload = await stack.enter_async_context(
                     receive(request, services.uploads, file_field="file", max_bytes=limit)
                 )
-            options = parse_options(request.query_params.multi_items(), upload.fields)
+            options = parse_options(NativeOptions, request.query_params.multi_items(), upload.fields)
             wanted = options.to_request(upload.path, name=upload.name, served=services.model_names, weight=key.weight)
             mark = fingerprint(upload.sha256, options.model_dump())
 
@@ -193,31 +194,6 @@ async def _transcribe(services: Services, wanted: TranscriptionRequest) -> Done:
 
 # --- documentation ----------------------------------------------------------------------------------------------------
 
-_WORD: Final = {
-    "type": "object",
-    "required": ["start", "end", "word", "probability"],
-    "properties": {
-        "start": {"type": "number"},
-        "end": {"type": "number"},
-        "word": {"type": "string"},
-        "probability": {"type": ["number", "null"]},
-    },
-}
-_SEGMENT: Final = {
-    "type": "object",
-    "required": ["index", "start", "end", "text", "words", "avg_logprob", "no_speech_prob", "compression_ratio"],
-    "properties": {
-        "index": {"type": "integer"},
-        "start": {"type": "number"},
-        "end": {"type": "number"},
-        "text": {"type": "string"},
-        "words": {"type": "array", "items": _WORD},
-        "speaker": {"type": "string"},
-        "avg_logprob": {"type": ["number", "null"]},
-        "no_speech_prob": {"type": ["number", "null"]},
-        "compression_ratio": {"type": ["number", "null"]},
-    },
-}
 _TRANSCRIPT: Final = {
     "type": "object",
     "required": ["id", "text", "language", "language_probability", "duration", "processing_time", "segments", "model"],
@@ -228,7 +204,7 @@ _TRANSCRIPT: Final = {
         "language_probability": {"type": ["number", "null"]},
         "duration": {"type": "number"},
         "processing_time": {"type": "number"},
-        "segments": {"type": ["array", "null"], "items": _SEGMENT},
+        "segments": {"type": ["array", "null"], "items": SEGMENT},
         "model": {"type": "string"},
         "debug": {
             "type": "object",
@@ -254,27 +230,14 @@ _ANSWER: Final[dict[str, Any]] = {
 }
 
 
-_IDEMPOTENCY: Final = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": "Makes a retry safe: it attaches to the running work, or gets the first answer again.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-}
-
-
 def _upload_documentation() -> dict[str, Any]:
-    options = _properties(NativeOptions)
-    form = {"file": {"type": "string", "format": "binary", "description": "Audio or video"}, **options}
+    form = {
+        "file": {"type": "string", "format": "binary", "description": "Audio or video"},
+        **properties_of(NativeOptions),
+    }
     schema = {"type": "object", "required": ["file"], "properties": form, "additionalProperties": False}
     return {
-        "parameters": [
-            _IDEMPOTENCY,
-            *(
-                {"name": name, "in": "query", "description": option.pop("description", ""), "schema": option}
-                for name, option in _properties(NativeOptions).items()
-            ),
-        ],
+        "parameters": [IDEMPOTENCY, *in_query(NativeOptions)],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}},
     }
 
@@ -283,28 +246,10 @@ def _url_documentation() -> dict[str, Any]:
     schema = {
         "type": "object",
         "required": ["url"],
-        "properties": _properties(UrlOptions),
+        "properties": properties_of(UrlOptions),
         "additionalProperties": False,
     }
     return {
-        "parameters": [_IDEMPOTENCY],
+        "parameters": [IDEMPOTENCY],
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
     }
-
-
-def _properties(model: type[NativeOptions]) -> dict[str, dict[str, Any]]:
-    schema = model.model_json_schema()
-    definitions = schema.pop("$defs", {})
-    return {name: _inlined(value, definitions) for name, value in schema["properties"].items()}
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """``schema`` with references to ``definitions`` replaced by what they name."""
-    if isinstance(schema, list):
-        return [_inlined(item, definitions) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        target = _inlined(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
-        return {**target, **{name: value for name, value in schema.items() if name != "$ref"}}
-    return {name: _inlined(value, definitions) for name, value in schema.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,15 +19,16 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _TIMED = frozenset({Format.SRT, Format.VTT, Format.TSV})
 
 
-def _blank_is_none(value: Any) -> Any:
+def blank_is_none(value: Any) -> Any:
+    """A form's empty field as one that was left out."""
     return None if isinstance(value, str) and not value.strip() else value
 
 
-_Text = Annotated[Annotated[str, Field(max_length=4000)] | None, BeforeValidator(_blank_is_none)]
+_Text = Annotated[Annotated[str, Field(max_length=4000)] | None, BeforeValidator(blank_is_none)]
 
 
-class NativeOptions(BaseModel):
-    """What a caller of ``/transcribe`` may ask for; unknown names are refused."""
+class TranscriptionOptions(BaseModel):
+    """How to transcribe, however the answer comes; unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
@@ -35,9 +37,6 @@ class NativeOptions(BaseModel):
 
     task: Task = Task.TRANSCRIBE
     """`transcribe`, or `translate` into English."""
-
-    include_segments: bool = False
-    """List the segments with their times."""
 
     word_timestamps: bool = False
     """List the segments with the time of every word."""
@@ -54,28 +53,14 @@ class NativeOptions(BaseModel):
     mode: Mode = Mode.FAST
     """`fast`, or `accurate`: one window after another, each reading on from the one before."""
 
-    format: Format = Format.JSON
-    """What the answer is written as."""
-
     vad: bool = True
     """Leave silence out by voice activity detection."""
 
     audio_track: int = Field(default=0, ge=0, le=1000)
     """Which audio track of the file, counted from 0."""
 
-    stream: bool = False
-    """Answer with server-sent events while the transcript is made."""
-
-    debug: bool = False
-    """Tell what the engine decided on the way."""
-
     model: _Text = None
     """Which of the models that are served; the default one where it is left out."""
-
-    @property
-    def timed(self) -> bool:
-        """Whether the answer shows times, which cost an alignment pass."""
-        return self.include_segments or self.word_timestamps or self.format in _TIMED
 
     def to_request(self, path: Path, *, name: str, served: Mapping[str, str], weight: float) -> TranscriptionRequest:
         """The engine's request for a file.
@@ -93,8 +78,6 @@ class NativeOptions(BaseModel):
             raise InvalidParameter(
                 f"model={self.model} is not served here; leave it out, or {served_names(served)}", "model"
             )
-        if self.stream and self.format is not Format.JSON:
-            raise InvalidParameter(f"stream=true sends JSON events; leave format={self.format} out", "stream")
         if self.diarize:
             raise InvalidParameter("diarize=true: speaker diarization is not installed on this service", "diarize")
         language = None if self.language is None or self.language.lower() == "auto" else parse_language(self.language)
@@ -106,9 +89,7 @@ class NativeOptions(BaseModel):
             prompt=self.prompt,
             hotwords=self.hotwords,
             vad=self.vad,
-            segments=self.timed,
-            # Subtitles are cut between words, whether or not the caller sees them.
-            word_timestamps=self.word_timestamps or self.format in _TIMED,
+            word_timestamps=self.word_timestamps,
             audio_track=self.audio_track,
             name=name,
             model=None if self.model is None else served[self.model],
@@ -116,12 +97,41 @@ class NativeOptions(BaseModel):
         )
 
 
+class NativeOptions(TranscriptionOptions):
+    """What a caller of ``/transcribe`` may ask for."""
+
+    include_segments: bool = False
+    """List the segments with their times."""
+
+    format: Format = Format.JSON
+    """What the answer is written as."""
+
+    stream: bool = False
+    """Answer with server-sent events while the transcript is made."""
+
+    debug: bool = False
+    """Tell what the engine decided on the way."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether the answer shows times, which cost an alignment pass."""
+        return self.include_segments or self.word_timestamps or self.format in _TIMED
+
+    def to_request(self, path: Path, *, name: str, served: Mapping[str, str], weight: float) -> TranscriptionRequest:
+        """See :meth:`TranscriptionOptions.to_request`."""
+        if self.stream and self.format is not Format.JSON:
+            raise InvalidParameter(f"stream=true sends JSON events; leave format={self.format} out", "stream")
+        wanted = super().to_request(path, name=name, served=served, weight=weight)
+        # Subtitles are cut between words, whether or not the caller sees them.
+        return replace(wanted, segments=self.timed, word_timestamps=self.word_timestamps or self.format in _TIMED)
+
+
 def served_names(served: Mapping[str, str]) -> str:
     """What to send as a model's name, in words. Their own names alone: others may say where the operator keeps a model."""
     return f"send {' or '.join(dict.fromkeys(served.values()))}"
 
 
-def parse_options(query: Iterable[tuple[str, str]], form: Mapping[str, list[str]]) -> NativeOptions:
+def parse_options(model: type[_Model], query: Iterable[tuple[str, str]], form: Mapping[str, list[str]]) -> _Model:
     """Options from a query's pairs and a form's fields.
 
     Raises:
@@ -132,7 +142,7 @@ def parse_options(query: Iterable[tuple[str, str]], form: Mapping[str, list[str]
     for name, value in pairs:
         if given.setdefault(name, value) != value:
             raise InvalidParameter(f"{name} is given twice with different values", name)
-    return validated(NativeOptions, given)
+    return validated(model, given)
 
 
 def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:

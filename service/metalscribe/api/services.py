@@ -15,6 +15,7 @@ from metalscribe.api.work import Desk
 from metalscribe.engine.interface import Engine
 from metalscribe.errors import InvalidParameter, QueueFull
 from metalscribe.gpu.watch import GpuWatch
+from metalscribe.jobs.office import JobOffice
 from metalscribe.media.fetch import Fetcher
 
 
@@ -32,6 +33,7 @@ class Services:
     auth: Authenticator
     limits: RateLimits
     desk: Desk
+    jobs: JobOffice
     fetcher: Fetcher
     gpu: GpuWatch
     uploads: Path

@@ -15,7 +15,7 @@ from metalscribe.api.problems import document
 from metalscribe.api.streams import event_stream
 from metalscribe.errors import MetalscribeError
 from metalscribe.render import segment_json
-from metalscribe.transcript import Done, Event, LanguageDetected, Progress, SegmentsReady
+from metalscribe.transcript import ChunkDone, Done, Event, LanguageDetected, Progress, SegmentsReady
 
 _NEWLINE: Final = "\n"
 
@@ -84,6 +84,8 @@ def _messages(event: Event, word_timestamps: bool, finish: Callable[[Done], dict
                 _message("segment", segment_json(segment, word_timestamps=word_timestamps))
                 for segment in event.segments
             ]
+        case ChunkDone():
+            return []  # for those who may come again
         case Done():
             return [_message("done", {"transcript": finish(event)})]
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from metalscribe.cli import config, doctor, keys, model, transcribe, tune
+from metalscribe.cli import config, doctor, jobs, keys, model, transcribe, tune
 from metalscribe.cli.console import complain
 from metalscribe.errors import ConfigurationError, InvalidParameter, MetalscribeError
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command()(transcribe.transcribe)
 app.command()(config.config)
 app.command()(doctor.doctor)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(model.app, name="model")
 app.add_typer(tune.app, name="bench")

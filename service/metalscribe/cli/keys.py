@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from metalscribe.errors import InvalidParameter
+from metalscribe.errors import InvalidParameter, NotFound
 from metalscribe.settings import Settings, load_settings
-from metalscribe.store.identity import ApiKey, NewKey, Scope, utc_now
+from metalscribe.store.identity import CONFIGURED, ApiKey, NewKey, Scope, utc_now
 
 if TYPE_CHECKING:
+    from metalscribe.store.database import Database
     from metalscribe.store.keys import KeyStore
 
 app = typer.Typer(
@@ -95,6 +96,25 @@ def rotate(
     )
 
 
+@app.command()
+def webhook_secret(name: _Name) -> None:
+    """Print what a key's webhooks are signed with; `configured` is the key in METALSCRIBE_API_KEY."""
+    typer.echo(_with_database(lambda database: _webhook_secret(database, name)))
+
+
+async def _webhook_secret(database: Database, name: str) -> str:
+    from metalscribe.store.deliveries import DeliveryStore  # noqa: PLC0415
+    from metalscribe.store.keys import KeyStore  # noqa: PLC0415
+
+    key_id = name
+    if name != CONFIGURED:
+        known = [key.id for key in await KeyStore(database).list() if name in {key.name, key.id}]
+        if not known:
+            raise NotFound(f"There is no key {name}; `metalscribe keys list` shows them.")
+        key_id = known[0]
+    return await DeliveryStore(database).secret(key_id)
+
+
 def parse_duration(text: str, parameter: str) -> timedelta:
     """Read a duration such as 90d, 12h or 30m; the units are s, m, h, d and w.
 
@@ -108,15 +128,23 @@ def parse_duration(text: str, parameter: str) -> timedelta:
 
 
 def _with_keys(work: Callable[[KeyStore], Awaitable[_Result]]) -> _Result:
+    async def with_store(database: Database) -> _Result:
+        from metalscribe.store.keys import KeyStore  # noqa: PLC0415
+
+        return await work(KeyStore(database))
+
+    return _with_database(with_store)
+
+
+def _with_database(work: Callable[[Database], Awaitable[_Result]]) -> _Result:
     # The database is slow to import, and `metalscribe --help` does not need it.
     from metalscribe.store.database import Database  # noqa: PLC0415
-    from metalscribe.store.keys import KeyStore  # noqa: PLC0415
 
     async def run(settings: Settings) -> _Result:
         database = Database(settings.sqlalchemy_url)
         await database.open()
         try:
-            return await work(KeyStore(database))
+            return await work(database)
         finally:
             await database.close()
 

@@ -222,6 +222,13 @@ class Engine(Protocol):
             ModelUnavailable: the model is not loaded and requests are not to wait for it.
         """
 
+    def check_loaded(self, model: str | None = None) -> None:
+        """Say no where requests are not to wait for a model, and have it loaded.
+
+        Raises:
+            ModelUnavailable: it is not loaded.
+        """
+
     def check_request(self, request: TranscriptionRequest) -> None:
         """Say no before an upload is read.
 
@@ -233,7 +240,8 @@ class Engine(Protocol):
         """Transcribe one recording; closing the iterator cancels the work.
 
         Yields:
-            LanguageDetected once, Progress and SegmentsReady as they come, Done at the end.
+            LanguageDetected once, Progress and SegmentsReady as they come, Done at the end; ChunkDone where checkpoints are
+            wanted.
 
         Raises:
             InvalidParameter: the model cannot do what is asked.

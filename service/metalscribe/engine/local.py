@@ -20,7 +20,7 @@ from metalscribe.engine.relay import relay
 from metalscribe.errors import InvalidParameter, ModelUnavailable, QueueFull
 from metalscribe.media.decode import DecoderPool
 from metalscribe.media.messages import Limits
-from metalscribe.transcript import Done, Event, ModelCard, Task, TranscriptionRequest
+from metalscribe.transcript import Done, Event, Latency, ModelCard, Task, TranscriptionRequest
 
 _RETRY_WHILE_LOADING: Final = 10.0
 
@@ -86,6 +86,7 @@ class LocalEngine:
         )
         self._dispatcher = self._fleet.default.dispatcher
         self._requests = 0
+        self._background = 0
 
     @property
     def card(self) -> ModelCard:
@@ -108,7 +109,7 @@ class LocalEngine:
             device=default.device,
             compute_type=default.compute_type,
             detail=default.detail,
-            requests=self._requests,
+            requests=self._requests + self._background,
             chunks_waiting=sum(dispatcher.rows_waiting for dispatcher in dispatchers),
             chunks_running=sum(dispatcher.rows_running for dispatcher in dispatchers),
             audio_seconds_waiting=sum(dispatcher.audio_seconds_waiting for dispatcher in dispatchers),
@@ -170,7 +171,16 @@ class LocalEngine:
                 retry_after=min(600.0, max(1.0, wait)),
             )
         if model is not None or len(self._fleet) == 1:
-            self._check_loaded(model)
+            self.check_loaded(model)
+
+    def check_loaded(self, model: str | None = None) -> None:
+        """See :meth:`metalscribe.engine.interface.Engine.check_loaded`."""
+        lifecycle = self._fleet[model].dispatcher.model
+        if self._options.reject_when_unloaded and lifecycle.state is not ModelState.READY:
+            lifecycle.want()
+            raise ModelUnavailable(
+                f"the model is {lifecycle.state}; it is being loaded", retry_after=_RETRY_WHILE_LOADING
+            )
 
     def check_request(self, request: TranscriptionRequest) -> None:
         """See :meth:`metalscribe.engine.interface.Engine.check_request`."""
@@ -180,8 +190,11 @@ class LocalEngine:
         """See :meth:`metalscribe.engine.interface.Engine.transcribe`."""
         model = self._fleet[request.model]
         language = _language(model.card, request)
-        self.check_capacity(model.card.name)
-        self._requests += 1
+        interactive = request.latency is Latency.INTERACTIVE
+        if interactive:  # nobody waits for the others: they are as many as whoever hands them in wants at a time
+            self.check_capacity(model.card.name)
+        self._requests += interactive
+        self._background += not interactive
         try:
             # Taking a lease has the model loaded, while the recording is being decoded.
             async with model.dispatcher.model.lease(self._options.load_timeout_secs) as lease:
@@ -200,13 +213,8 @@ class LocalEngine:
                             model.dispatcher.metrics.audio_seconds.inc(event.statistics.audio_seconds)
                         yield event
         finally:
-            self._requests -= 1
-
-    def _check_loaded(self, name: str | None) -> None:
-        model = self._fleet[name].dispatcher.model
-        if self._options.reject_when_unloaded and model.state is not ModelState.READY:
-            model.want()
-            raise ModelUnavailable(f"the model is {model.state}; it is being loaded", retry_after=_RETRY_WHILE_LOADING)
+            self._requests -= interactive
+            self._background -= not interactive
 
 
 def _language(card: ModelCard, request: TranscriptionRequest) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from metalscribe.engine.checkpoint import kept, recalled
 from metalscribe.engine.chunker import CHUNK_SAMPLES, STAGE
 from metalscribe.engine.context import AdaptiveContext, longest_chunk
 from metalscribe.engine.dispatch import Dispatcher, Outcome
@@ -19,6 +20,7 @@ from metalscribe.media.messages import Chunk, Decoded, Ended, Opened
 from metalscribe.media.pcm import SAMPLE_RATE
 from metalscribe.media.session import DecodeSession
 from metalscribe.transcript import (
+    ChunkDone,
     Done,
     Event,
     LanguageDetected,
@@ -161,65 +163,89 @@ class Pipeline:
     # --- fast: every chunk by itself, all of them together ---
 
     async def _fast(self, session: DecodeSession) -> AsyncGenerator[Event]:
-        pending: asyncio.Queue[tuple[Chunk, asyncio.Task[list[Settled]]] | None] = asyncio.Queue()
-        tasks: set[asyncio.Task[list[Settled]]] = set()
+        ready: asyncio.Queue[int | None] = (
+            asyncio.Queue()
+        )  # chunks' numbers as they are settled, None when no more will come
+        chunks: dict[int, tuple[Chunk, asyncio.Task[list[Settled]]]] = {}
 
         def on_chunk(chunk: Chunk) -> None:
-            task = asyncio.create_task(self._settle_chunk(chunk, first=not self._tally.chunks))
+            number = self._tally.chunks
             self._tally.chunks += 1
-            tasks.add(task)
-            pending.put_nowait((chunk, task))
+            task = asyncio.create_task(self._settle_chunk(number, chunk))
+            task.add_done_callback(lambda _: ready.put_nowait(number))
+            chunks[number] = (chunk, task)
 
-        feeding = asyncio.create_task(self._read(session, on_chunk, lambda: pending.put_nowait(None)))
-        told = False
+        feeding = asyncio.create_task(self._read(session, on_chunk, lambda: ready.put_nowait(None)))
+        settled: dict[int, list[Settled]] = {}
+        ended = False
+        following = 0
         try:
-            while (item := await self._next_or_progress(pending)) is not None:
-                if isinstance(item, Progress):
-                    yield item
+            while not ended or following < self._tally.chunks:
+                number = await self._next_or_progress(ready)
+                if isinstance(number, Progress):
+                    yield number
                     continue
-                chunk, task = item
-                settled = await task
-                tasks.discard(task)
-                if not told:
-                    told = True
-                    yield LanguageDetected(*self._settled_language.result())
-                segments = [segment for part in settled for segment in self._stitch(part)]
-                end = chunk.start + chunk.length
-                self._timeline.forget(end)
-                await session.release(end)
-                if segments:
-                    yield SegmentsReady(tuple(segments))
-                yield Progress((chunk.pieces[-1].source + chunk.pieces[-1].length) / SAMPLE_RATE, self._feed.duration)
+                if number is None:
+                    ended = True
+                    continue
+                chunk, task = chunks[number]
+                settled[number] = task.result()
+                if self._request.checkpoints is not None and number not in self._request.checkpoints:
+                    yield ChunkDone(number, kept(chunk.start, chunk.length, settled[number]))
+                while following in settled:
+                    chunk, _ = chunks.pop(following)
+                    async for event in self._told(session, chunk, settled.pop(following), first=following == 0):
+                        yield event
+                    following += 1
             await feeding
         finally:
-            await _end([feeding, *tasks])
+            await _end([feeding, *(task for _, task in chunks.values())])
 
-    async def _next_or_progress(
-        self, pending: asyncio.Queue[tuple[Chunk, asyncio.Task[list[Settled]]] | None]
-    ) -> tuple[Chunk, asyncio.Task[list[Settled]]] | Progress | None:
+    async def _told(
+        self, session: DecodeSession, chunk: Chunk, settled: list[Settled], *, first: bool
+    ) -> AsyncGenerator[Event]:
+        """What a chunk has to say, once all before it have said theirs."""
+        if first:
+            yield LanguageDetected(*self._settled_language.result())
+        segments = [segment for part in settled for segment in self._stitch(part)]
+        end = chunk.start + chunk.length
+        self._timeline.forget(end)
+        await session.release(end)
+        if segments:
+            yield SegmentsReady(tuple(segments))
+        yield Progress((chunk.pieces[-1].source + chunk.pieces[-1].length) / SAMPLE_RATE, self._feed.duration)
+
+    async def _next_or_progress(self, ready: asyncio.Queue[int | None]) -> int | Progress | None:
         """The next chunk; while there is none (a long silence), now and then how far the decoder is."""
         try:
             async with asyncio.timeout(1.0):
-                return await pending.get()
+                return await ready.get()
         except TimeoutError:
             return Progress(self._feed.decoded, self._feed.duration)
 
-    async def _settle_chunk(self, chunk: Chunk, *, first: bool) -> list[Settled]:
-        language = self._language
-        if language is None and not first:
-            # The first chunk tells the language; asking each chunk would let short ones guess differently.
-            language = (await asyncio.shield(self._settled_language))[0]
+    async def _settle_chunk(self, number: int, chunk: Chunk) -> list[Settled]:
+        first = number == 0
         try:
-            settled = await self._settler.settle(chunk.start, chunk.length, language, voiced=chunk.voiced)
+            settled = self._recalled(number, chunk.start, chunk.length)
+            if settled is None:
+                language = self._language
+                if language is None and not first:
+                    # The first chunk tells the language; asking each chunk would let short ones guess differently.
+                    language = (await asyncio.shield(self._settled_language))[0]
+                settled = await self._settler.settle(chunk.start, chunk.length, language, voiced=chunk.voiced)
         except BaseException as error:
             if first and not self._settled_language.done():
                 self._settled_language.set_exception(error)
                 self._settled_language.exception()  # marked as seen: the pipeline meets it in this task anyway
             raise
-        if not self._settled_language.done():
+        if first and not self._settled_language.done():
             self._settled_language.set_result((settled[0].result.language, settled[0].result.language_probability))
         self._settled(chunk.length)
         return settled
+
+    def _recalled(self, number: int, start: int, length: int) -> list[Settled] | None:
+        """What an earlier run of this request has found in a chunk, None where it has to be done."""
+        return recalled((self._request.checkpoints or {}).get(number), start, length)
 
     def _settled(self, length: int) -> None:
         """So many samples of speech less are to be done."""
@@ -242,8 +268,12 @@ class Pipeline:
         try:
             while (length := await self._window(seek)) > 0:
                 language = self._settled_language.result()[0] if self._settled_language.done() else None
-                settled = await self._settler.once(seek, length, language, previous)
+                number = self._tally.chunks
+                known = self._recalled(number, seek, length)
+                settled = known[0] if known else await self._settler.once(seek, length, language, previous)
                 self._tally.chunks += 1
+                if not known and self._request.checkpoints is not None:
+                    yield ChunkDone(number, kept(seek, length, [settled]))
                 result = settled.result
                 if not self._settled_language.done():
                     self._settled_language.set_result((result.language, result.language_probability))

@@ -6,9 +6,10 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
-from sqlalchemy import URL, make_url, text
+from sqlalchemy import URL, CursorResult, Result, make_url, text
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
@@ -159,6 +160,11 @@ class Database:
         if meaning is not None:
             _log.warning("database_failed", code=meaning.code, reason=str(getattr(error, "orig", error)))
             raise meaning from error
+
+
+def affected(result: Result[Any]) -> int:
+    """How many rows an UPDATE or DELETE has changed."""
+    return result.rowcount if isinstance(result, CursorResult) else 0
 
 
 def _parsed(url: str) -> URL:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete
-from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import IntegrityError
 
 from metalscribe.errors import InvalidParameter
-from metalscribe.store.database import Database
+from metalscribe.store.database import Database, affected
 from metalscribe.store.identity import Clock, utc_now
 from metalscribe.store.models import IdempotencyRow
 
@@ -98,7 +97,7 @@ class IdempotencyStore:
             result = await session.execute(
                 delete(IdempotencyRow).where(IdempotencyRow.created_at < self._clock() - older_than)
             )
-            return result.rowcount if isinstance(result, CursorResult) else 0
+            return affected(result)
 
 
 def checked_idempotency_key(text: str) -> str:

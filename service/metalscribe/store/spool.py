@@ -38,6 +38,18 @@ def spool(parent: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def alive(parent: Path, name: str) -> bool:
+    """Whether the process lives that has the directory ``name`` below ``parent``."""
+    try:
+        lock = _lock(parent / name, wait=False)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False  # swept
+    os.close(lock)
+    return False
+
+
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     lock = _lock(directory, wait=True)

@@ -1,0 +1,73 @@
+"""What several dialects say alike in the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+WORD: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["start", "end", "word", "probability"],
+    "properties": {
+        "start": {"type": "number"},
+        "end": {"type": "number"},
+        "word": {"type": "string"},
+        "probability": {"type": ["number", "null"]},
+    },
+}
+SEGMENT: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["index", "start", "end", "text", "words", "avg_logprob", "no_speech_prob", "compression_ratio"],
+    "properties": {
+        "index": {"type": "integer"},
+        "start": {"type": "number"},
+        "end": {"type": "number"},
+        "text": {"type": "string"},
+        "words": {"type": "array", "items": WORD},
+        "speaker": {"type": "string"},
+        "avg_logprob": {"type": ["number", "null"]},
+        "no_speech_prob": {"type": ["number", "null"]},
+        "compression_ratio": {"type": ["number", "null"]},
+    },
+}
+IDEMPOTENCY: Final[Mapping[str, Any]] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Makes a retry safe: it attaches to the running work, or gets the first answer again.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
+
+
+def object_of(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """An object that has all of these."""
+    return {"type": "object", "required": list(properties), "properties": dict(properties)}
+
+
+def in_query(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """A model's fields as parameters of the query."""
+    return [
+        {"name": name, "in": "query", "description": schema.pop("description", ""), "schema": schema}
+        for name, schema in properties_of(model).items()
+    ]
+
+
+def properties_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """A model's fields as a schema's properties."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    return {name: _inlined(value, definitions) for name, value in schema["properties"].items()}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """``schema`` with references to ``definitions`` replaced by what they name."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        target = _inlined(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
+        return {**target, **{name: value for name, value in schema.items() if name != "$ref"}}
+    return {name: _inlined(value, definitions) for name, value in schema.items()}

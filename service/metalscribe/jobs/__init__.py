@@ -1,0 +1,1 @@
+"""Durable jobs: accepted, run in turn, followed, told of by webhooks."""

@@ -1,0 +1,125 @@
+"""What happens to jobs, told to whoever follows them. The database knows; it is read once for all who follow a job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import structlog
+
+from metalscribe.errors import MetalscribeError, NotFound
+from metalscribe.store.job import Job
+from metalscribe.store.jobs import JobStore
+from metalscribe.transcript import Segment
+
+_POLL_SECONDS: Final = 1.0
+_ASKED_TOGETHER: Final = 500
+
+_log = structlog.get_logger(__name__)
+
+
+class Feed:
+    """A job that somebody follows.
+
+    Attributes:
+        job: at this moment.
+        segments: those that are final.
+        gone: it was deleted.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.segments: list[Segment] = []
+        self.gone = False
+        self.followers = 0
+        self._version = 0
+        self._changed = asyncio.Event()
+        self._reading = asyncio.Lock()
+
+    @property
+    def version(self) -> int:
+        """Grows with every change."""
+        return self._version
+
+    async def changed(self, since: int) -> None:
+        """Wait until the version is not ``since`` any more."""
+        while self._version == since:
+            await self._changed.wait()
+
+    async def refresh(self, store: JobStore) -> None:
+        """Read what is new."""
+        async with self._reading:
+            try:
+                self.job = await store.get(self.job.id)
+                self.segments += await store.segments(self.job, len(self.segments))
+            except NotFound:
+                self.gone = True
+            self._version += 1
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+
+class Feeds:
+    """The jobs that somebody follows, of this process and of others.
+
+    Those of this process are told of at once (:meth:`tell`), the others by a look at the database every second.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._feeds: dict[str, Feed] = {}
+        self._polling: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+
+    @asynccontextmanager
+    async def follow(self, job: Job) -> AsyncIterator[Feed]:
+        """Follow a job for as long as the block runs."""
+        feed = self._feeds.setdefault(job.id, Feed(job))
+        feed.followers += 1
+        try:
+            if feed.version == 0:
+                await feed.refresh(self._store)
+            if self._polling is None or self._polling.done():
+                self._polling = asyncio.create_task(self._poll(), name="job feeds")
+            yield feed
+        finally:
+            feed.followers -= 1
+            if not feed.followers and self._feeds.get(job.id) is feed:
+                del self._feeds[job.id]
+
+    async def tell(self, job_id: str) -> None:
+        """Something has been written down of a job."""
+        feed = self._feeds.get(job_id)
+        if feed is not None:
+            await self._refresh(feed)
+
+    async def close(self) -> None:
+        """Stop looking. Not cancelled: a database call that is cut off midway can hang its connection."""
+        self._stop.set()
+        if self._polling is not None:
+            await self._polling
+
+    async def _refresh(self, feed: Feed) -> None:
+        try:
+            await feed.refresh(self._store)
+        except MetalscribeError as error:
+            _log.warning("followers of a job hear of it later", code=error.code, detail=error.detail)
+
+    async def _poll(self) -> None:
+        while self._feeds and not self._stop.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._stop.wait()
+            open_ones = [feed for feed in self._feeds.values() if not (feed.job.status.final or feed.gone)]
+            for at in range(0, len(open_ones), _ASKED_TOGETHER):
+                with suppress(MetalscribeError):  # said by who writes; the next look is a second away
+                    await self._look(open_ones[at : at + _ASKED_TOGETHER])
+
+    async def _look(self, feeds: list[Feed]) -> None:
+        now = {job.id: job for job in await self._store.several([feed.job.id for feed in feeds])}
+        for feed in feeds:
+            job = now.get(feed.job.id)
+            if job is None or (job.status, job.progress) != (feed.job.status, feed.job.progress):
+                await self._refresh(feed)
