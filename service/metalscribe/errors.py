@@ -188,6 +188,13 @@ class StorageFull(MetalscribeError):
     title = "Storage full"
 
 
+class RecordingMissing(MetalscribeError):
+    """A job's recording is not where it was put: the jobs' directory was emptied, or the database is another's copy."""
+
+    code = "recording_missing"
+    title = "Recording missing"
+
+
 class EngineFailed(MetalscribeError):
     """The engine gave up on this recording after trying again."""
 

@@ -163,8 +163,9 @@ class Settings(BaseSettings):
     jobs_dir: Path | None = None
     """Directory for the jobs' recordings, by default in the state directory; front ends that share a database share it."""
 
-    jobs_running: int = Field(default=4, ge=1, le=256)
-    """Jobs that one service runs at a time; interactive requests go first all the same."""
+    jobs_running: int = Field(default=4, ge=0, le=256)
+    """Jobs that one service runs at a time; interactive requests go first all the same. 0 accepts jobs and leaves them, and all
+    webhooks, to other services on the same database."""
 
     jobs_queued_per_key: int = Field(default=1000, ge=0)
     """Jobs of one API key that may wait or run; the next one gets 429. 0 is no bound."""

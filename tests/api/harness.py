@@ -136,8 +136,12 @@ class Service:
 
     def keys(self, *arguments: str) -> str:
         """Run ``metalscribe keys``, as an operator does beside the running service; returns its stdout."""
+        return self.command("keys", *arguments)
+
+    def command(self, *arguments: str) -> str:
+        """Run ``metalscribe``, as an operator does beside the running service; returns its stdout."""
         done = subprocess.run(
-            [*COMMAND, "keys", *arguments],
+            [*COMMAND, *arguments],
             env=environment(self.state_dir, self.settings),
             capture_output=True,
             timeout=60,

@@ -71,7 +71,11 @@ def test_killed_again_and_again(demo_model: Path, tmp_path: Path, long_wav: byte
                 assert len(ids) == JOBS
                 wait_for(lambda: all_done(service, ids), "all jobs", 1200)
                 found = documents(service, ids)
-                wait_for(lambda: len({hook.path for hook in hooks.received if hook.event == "job_done"}) == JOBS, "webhooks", 120)
+                wait_for(
+                    lambda: len({hook.path for hook in hooks.received if hook.event == "job_done"}) == JOBS,
+                    "webhooks",
+                    120,
+                )
                 assert [document["text"] for document in found.values()] == expected
                 secret = service.keys("webhook-secret", "configured")
                 wait_for(lambda: not recordings(service), "the recordings to be gone")

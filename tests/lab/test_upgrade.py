@@ -15,7 +15,7 @@ import pytest
 
 from lab.checkout import Checkout
 from lab.container import Container
-from lab.controller import Controller, Outcome
+from lab.controller import CHECKOUT, Controller, Outcome
 from lab.deployed import Recording
 from lab.https import Client
 from lab.lab import Lab
@@ -27,7 +27,10 @@ STATE: Final = "/var/lib/metalscribe"
 PROJECT: Final = "pyproject.toml"
 SERVE: Final = "service/metalscribe/cli/serve.py"
 READY: Final = '            notifier.notify("READY=1")\n'
-NEXT_TABLES: Final = "service/metalscribe/store/migrations/versions/0002_lab.py"
+MIGRATIONS: Final = "service/metalscribe/store/migrations/versions"
+TABLES: Final = max(path.name[:4] for path in (CHECKOUT / MIGRATIONS).glob("[0-9]*.py"))
+"""The revision of this checkout's tables."""
+NEXT_TABLES: Final = f"{int(TABLES) + 1:04}"
 
 IMPATIENT: Final = (
     "provision/metalscribe_provision/release/__main__.py",
@@ -38,14 +41,16 @@ IMPATIENT: Final = (
 
 
 def migration(upgrade: str) -> str:
-    """The text of a migration that follows the first one."""
+    """The text of a migration that follows the last one."""
     return (
-        '"""The lab\'s."""\n\nfrom alembic import op\n\nrevision, down_revision, branch_labels, depends_on = "0002", "0001", None, None\n\n\n'
+        '"""The lab\'s."""\n\nfrom alembic import op\n\n'
+        f'revision, down_revision, branch_labels, depends_on = "{NEXT_TABLES}", "{TABLES}", None, None\n\n\n'
         f'def upgrade() -> None:\n    """Do it."""\n    {upgrade}\n'
     )
 
 
-TABLE: Final = (NEXT_TABLES, "", migration('op.execute("create table lab (id integer)")'))
+MIGRATION: Final = f"{MIGRATIONS}/{NEXT_TABLES}_lab.py"
+TABLE: Final = (MIGRATION, "", migration('op.execute("create table lab (id integer)")'))
 
 
 LETS_EVERYBODY_IN: Final = (
@@ -98,7 +103,7 @@ BAD: Final = {
         "a transcription without a key was answered with 200, not 401",
     ),
     "cannot bring the tables up to date": Bad(
-        ((NEXT_TABLES, "", migration('raise RuntimeError("no such table, on purpose")')),),
+        ((MIGRATION, "", migration('raise RuntimeError("no such table, on purpose")')),),
         "no such table, on purpose",
     ),
 }
@@ -229,7 +234,7 @@ def test_a_release_that_fails_only_in_its_place_is_taken_back(
     assert not undocumented, load.account()
     after = status(host)
     assert (after["current"], after["active"], after["interrupted"]) == (before["current"], True, None)
-    assert tables(host) == "0001\n"
+    assert tables(host) == f"{TABLES}\n"
     assert "made-before" in host.run("metalscribe keys list").stdout
     assert api.transcribe(recording.path.read_bytes()).status == 200
 
@@ -242,7 +247,7 @@ def test_after_that_a_good_release_is_put_into_service(
     assert not load.failures, load.account()
     assert status(host)["current"].startswith("0.1.2-")
     assert status(host)["failed"] is None
-    assert tables(host) == "0002\n"
+    assert tables(host) == f"{NEXT_TABLES}\n"
     assert "made-before" in host.run("metalscribe keys list").stdout
     assert deploy("0.1.2").succeeded().changes == []
 
@@ -257,7 +262,7 @@ def test_back_over_a_change_of_the_tables_only_with_their_copy(
     assert status(host)["current"].startswith("0.1.2-")
     host.run(f"{TOOL} rollback --restore-database", timeout=300)
     assert status(host)["current"].startswith("0.1.0-")
-    assert tables(host) == "0001\n"
+    assert tables(host) == f"{TABLES}\n"
     known = host.run("metalscribe keys list").stdout
     assert ("made-before" in known, "made-after" in known) == (True, False)
     assert api.transcribe(recording.path.read_bytes()).status == 200

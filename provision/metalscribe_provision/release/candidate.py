@@ -155,6 +155,9 @@ def _environment(layout: Layout, device: str | None = None) -> bytes:
         "HOST": "127.0.0.1",
         "PORT": str(PORT),
         "STATE_DIR": str(layout.candidate_state),
+        # Its database may be a copy of the one in use: the jobs in it, and their webhooks, are not the candidate's.
+        "JOBS_DIR": "",
+        "JOBS_RUNNING": "0",
         "PRELOAD": "true",
         "WHEN_UNLOADED": "queue",
         "IDLE_TIMEOUT_SECS": "0",

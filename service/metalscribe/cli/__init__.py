@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from metalscribe.cli import config, doctor, jobs, keys, model, transcribe, tune
+from metalscribe.cli import config, doctor, jobs, keys, model, submit, transcribe, tune
 from metalscribe.cli.console import complain
 from metalscribe.errors import ConfigurationError, InvalidParameter, MetalscribeError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(transcribe.transcribe)
+app.command()(submit.submit)
 app.command()(config.config)
 app.command()(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")

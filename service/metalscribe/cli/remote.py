@@ -7,7 +7,8 @@ import io
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -35,6 +36,9 @@ from metalscribe.transcript import Mode, Task, TranscriptionRequest
 _ATTEMPTS: Final = 20
 _LONGEST_WAIT: Final = 120.0
 _BUSY: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+
+_AWAY: Final = frozenset({429, 502, 503, 504})
+"""While a service restarts, or a proxy stands before none."""
 
 _ERRORS: Final[dict[int, type[MetalscribeError]]] = {401: Unauthenticated, 403: Forbidden, 429: TryLater, 503: TryLater}
 
@@ -87,17 +91,98 @@ class Service:
         return cls(address, api_key, None)
 
 
-@asynccontextmanager
-async def remote_service(service: Service, document: Format) -> AsyncIterator[Transcribe]:
-    """A connection to the service; leaving the block drops what is under way, which the service then stops."""
+def _client(service: Service) -> httpx.AsyncClient:
     headers = {"X-API-Key": service.api_key} if service.api_key else {}
     transport = httpx.AsyncHTTPTransport(verify=service.tls or True, socket_options=_KEEPALIVE)
     # Not what the environment says about proxies and passwords: the key and the recordings go to the service alone.
-    async with httpx.AsyncClient(
+    return httpx.AsyncClient(
         transport=transport, timeout=_TIMEOUT, headers=headers, trust_env=False, follow_redirects=False
-    ) as client:
+    )
+
+
+@asynccontextmanager
+async def remote_service(service: Service, document: Format) -> AsyncIterator[Transcribe]:
+    """A connection to the service; leaving the block drops what is under way, which the service then stops."""
+    async with _client(service) as client:
         address = service.url.copy_with(path=f"{service.url.path.rstrip('/')}/transcribe")
         yield lambda request, progress: _answer(client, address, request, document, progress)
+
+
+class JobClient:
+    """The service's ``/jobs``."""
+
+    def __init__(self, client: httpx.AsyncClient, service: Service) -> None:
+        self._client = client
+        self._root = service.url.path.rstrip("/")
+        self._url = service.url
+
+    def _address(self, path: str) -> httpx.URL:
+        return self._url.copy_with(path=f"{self._root}{path}")
+
+    async def submit(self, path: Path, fields: Mapping[str, str], progress: OnProgress) -> str:
+        """Hand a recording in; returns the job's id.
+
+        A connection that breaks off, and a service that is busy, are tried again: the recording becomes one job however
+        often it is sent.
+
+        Raises:
+            MetalscribeError: what the service says is wrong.
+        """
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        address = self._address("/jobs")
+        for attempt in range(1, _ATTEMPTS + 1):
+            wait: float | None = 2.0
+            try:
+                with _Upload(path, progress) as upload:
+                    response = await self._client.post(
+                        address, data=dict(fields), files={"audio": (path.name, upload)}, headers=headers
+                    )
+            except httpx.HTTPError as error:
+                if attempt == _ATTEMPTS or isinstance(error, httpx.ConnectError):
+                    raise _unreachable(address, error) from error
+            else:
+                if response.status_code == HTTPStatus.ACCEPTED:
+                    return str(response.json()["job_id"])
+                wait = _retry_after(response)
+                if response.status_code not in _BUSY or wait is None or wait > _LONGEST_WAIT or attempt == _ATTEMPTS:
+                    raise _refusal(address, response)
+            progress(f"waiting {wait:.0f} s: the service is busy", None)
+            await asyncio.sleep(wait)
+        raise RuntimeError("the last attempt returns or raises")
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        """A job as it is now.
+
+        Raises:
+            TryLater: the service does not answer at this moment.
+            MetalscribeError: what the service says is wrong.
+        """
+        response = await self._get(f"/jobs/{job_id}", {})
+        document: dict[str, Any] = response.json()
+        return document
+
+    async def transcript(self, job_id: str, document: Format) -> str:
+        """A finished job's transcript."""
+        return (await self._get(f"/jobs/{job_id}", {"format": document.value})).text
+
+    async def _get(self, path: str, query: Mapping[str, str]) -> httpx.Response:
+        address = self._address(path)
+        try:
+            response = await self._client.get(address, params=dict(query))
+        except httpx.HTTPError as error:
+            raise TryLater(_unreachable(address, error).detail) from error
+        if response.status_code in _AWAY:
+            raise TryLater(f"{_place(address)} answers {response.status_code}")
+        if response.status_code != HTTPStatus.OK:
+            raise _refusal(address, response)
+        return response
+
+
+@asynccontextmanager
+async def job_client(service: Service) -> AsyncIterator[JobClient]:
+    """A connection to the service's jobs."""
+    async with _client(service) as client:
+        yield JobClient(client, service)
 
 
 async def _answer(
@@ -191,7 +276,7 @@ def _refusal(address: httpx.URL, response: httpx.Response) -> MetalscribeError:
     if response.status_code == HTTPStatus.BAD_REQUEST and code == InvalidParameter.code:
         return InvalidParameter(f"{_place(address)}: {detail}")
     if response.status_code == HTTPStatus.NOT_FOUND:
-        return MetalscribeError(f"{_place(address)} has no /transcribe; is metalscribe there?")
+        return MetalscribeError(f"{_place(address)} has no {address.path}; is metalscribe there?")
     if code == ModelMissing.code:
         return ModelMissing(f"{_place(address)}: {detail}")
     kind = _ERRORS.get(response.status_code, MetalscribeError)

@@ -87,9 +87,10 @@ class JobOffice:
     async def start(self) -> None:
         """Take up work, with what was left behind."""
         await self.tidy()
-        self._listening = asyncio.create_task(self._tell_of_models(), name="models' webhooks")
-        self._deliverer.start()
-        self._runner.start()
+        if self.options.places:
+            self._listening = asyncio.create_task(self._tell_of_models(), name="models' webhooks")
+            self._deliverer.start()
+            self._runner.start()
 
     async def close(self) -> None:
         """Stop; what runs goes on with the next start, or in another process."""

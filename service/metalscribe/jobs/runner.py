@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 
 from metalscribe.engine.interface import Engine
-from metalscribe.errors import EngineFailed, MetalscribeError, TryLater
+from metalscribe.errors import EngineFailed, MetalscribeError, RecordingMissing, TryLater
 from metalscribe.jobs.feeds import Feeds
 from metalscribe.jobs.loop import Loop
 from metalscribe.jobs.writer import JobWriter
@@ -181,6 +181,8 @@ class JobRunner:
             await writer.stop()
 
     async def _transcribe(self, job: Job, checkpoints: Mapping[int, bytes], writer: JobWriter) -> Done:
+        if not await asyncio.to_thread(self._recordings.path(job.id).is_file):
+            raise RecordingMissing("the recording is not in the jobs' directory any more; hand it in again")
         async with aclosing(self._engine.transcribe(request_of(job, self._recordings, checkpoints))) as events:
             async for event in events:
                 writer.take(event)

@@ -1,0 +1,144 @@
+"""Webhooks: signed, repeated until they arrive, and never sent where they must not go."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+
+import httpx
+import pytest
+
+from .harness import Service, problem, running, wait_for
+from .jobs import ended, submit
+from .receiver import Received, Receiver, receiver
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def permitted(demo_model: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that may reach loopback over IPv4."""
+    with running(
+        tmp_path_factory.mktemp("webhooks") / "state", ALLOW_NETWORKS="127.0.0.0/8", IDLE_TIMEOUT_SECS=0
+    ) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def caller(permitted: Service) -> httpx.Client:
+    return permitted.client()
+
+
+@pytest.fixture
+def hooks() -> Iterator[Receiver]:
+    with receiver() as made:
+        yield made
+
+
+def jobs_told(hooks: Receiver, path: str) -> list[Received]:
+    return [one for one in hooks.at(path) if one.event.startswith("job_")]
+
+
+def test_the_finished_job_is_posted_and_signed(
+    permitted: Service, caller: httpx.Client, hooks: Receiver, sample: bytes
+) -> None:
+    job_id = submit(caller, sample, webhook_url=f"{hooks.url}/done?token=1")
+    done = ended(caller, job_id)
+    (told,) = wait_for(lambda: jobs_told(hooks, "/done?token=1"), "the webhook")
+    assert told.event == "job_done"
+    assert told.headers["Content-Type"] == "application/json"
+    assert told.document == done
+    assert told.signed_with(permitted.keys("webhook-secret", "configured"))
+    assert not told.signed_with("another secret")
+
+
+def test_each_key_signs_with_its_own_secret(permitted: Service, hooks: Receiver, sample: bytes) -> None:
+    client = permitted.client(permitted.new_key("hooked"))
+    submit(client, sample, webhook_url=f"{hooks.url}/own")
+    (told,) = wait_for(lambda: jobs_told(hooks, "/own"), "the webhook")
+    assert told.signed_with(permitted.keys("webhook-secret", "hooked"))
+    assert permitted.keys("webhook-secret", "hooked") != permitted.keys("webhook-secret", "configured")
+
+
+def test_a_failed_job_is_posted_too(caller: httpx.Client, hooks: Receiver) -> None:
+    submit(caller, b"neither audio nor video", webhook_url=f"{hooks.url}/failed")
+    (told,) = wait_for(lambda: jobs_told(hooks, "/failed"), "the webhook")
+    assert (told.event, told.document["error_code"]) == ("job_failed", "unsupported_media")
+
+
+def test_a_receiver_that_comes_back_gets_it_with_the_seeds_pauses(
+    caller: httpx.Client, hooks: Receiver, sample: bytes
+) -> None:
+    def three_times(_: Received, before: int) -> tuple[int, Mapping[str, str]]:
+        return (500, {}) if before < 3 else (200, {})
+
+    hooks.behaviour = three_times
+    submit(caller, sample, webhook_url=f"{hooks.url}/back")
+    told = wait_for(lambda: len(found := jobs_told(hooks, "/back")) == 4 and found, "four attempts")
+    assert len({one.headers["X-Metalscribe-Delivery"] for one in told}) == 1
+    assert len({one.body for one in told}) == 1
+    pauses = [after.at - before.at for before, after in itertools.pairwise(told)]
+    for pause, least in zip(pauses, (1, 2, 4), strict=True):
+        assert pause >= least
+
+
+def test_one_that_redirects_or_refuses_is_given_up_and_sent_again_by_order(
+    permitted: Service, caller: httpx.Client, hooks: Receiver, sample: bytes
+) -> None:
+    elsewhere = f"{hooks.url}/elsewhere"
+    hooks.behaviour = lambda _, __: (307, {"Location": elsewhere})
+    job_id = submit(caller, sample, webhook_url=f"{hooks.url}/moved")
+    shown = wait_for(
+        lambda: (
+            (found := show(permitted, job_id))["webhooks"][0]["status"] == "failed" and found
+            if show(permitted, job_id)["webhooks"]
+            else None
+        ),
+        "the webhook to be given up",
+        120,
+    )
+    assert (shown["webhooks"][0]["attempts"], shown["webhooks"][0]["error"]) == (6, "answered with status 307")
+    assert len(hooks.at("/moved")) == 6
+    assert not hooks.at("/elsewhere"), "redirects are not followed"
+    hooks.behaviour = lambda _, __: (204, {})
+    command(permitted, "redeliver", job_id)
+    wait_for(lambda: len(hooks.at("/moved")) == 7, "the seventh attempt")
+    wait_for(lambda: show(permitted, job_id)["webhooks"][0]["status"] == "delivered", "the outcome")
+
+
+def test_no_webhook_goes_into_the_services_own_network(service: Service, client: httpx.Client, sample: bytes) -> None:
+    with receiver() as hooks:
+        job_id = submit(client, sample, webhook_url=f"{hooks.url}/private")
+        ended(client, job_id)
+        failed = wait_for(lambda: any(one["error"] for one in show(service, job_id)["webhooks"]), "the attempt")
+        assert failed
+        assert "loopback" in show(service, job_id)["webhooks"][0]["error"]
+        assert not hooks.received
+    problem(
+        client.post("/jobs", files={"audio": ("a.flac", sample)}, data={"webhook_url": "http://u:p@a.example/"}), 400
+    )
+
+
+def test_models_are_told_of_to_whoever_got_a_webhook(
+    permitted: Service, caller: httpx.Client, hooks: Receiver, sample: bytes
+) -> None:
+    submit(caller, sample, webhook_url=f"{hooks.url}/models")
+    wait_for(lambda: jobs_told(hooks, "/models"), "the job's webhook")
+    assert caller.post("/model/unload").status_code == 200
+    assert caller.post("/model/load").status_code == 202
+    wait_for(
+        lambda: [one.event for one in hooks.at("/models")][-2:] == ["model_unloaded", "model_ready"], "both events"
+    )
+    (unloaded,) = [one for one in hooks.at("/models") if one.event == "model_unloaded"]
+    assert unloaded.document["model"] == "demo"
+    assert unloaded.signed_with(permitted.keys("webhook-secret", "configured"))
+
+
+def command(service: Service, *arguments: str) -> str:
+    return service.command("jobs", *arguments)
+
+
+def show(service: Service, job_id: str) -> dict[str, object]:
+    document: dict[str, object] = json.loads(command(service, "show", job_id))
+    return document
