@@ -139,6 +139,6 @@ def command(service: Service, *arguments: str) -> str:
     return service.command("jobs", *arguments)
 
 
-def show(service: Service, job_id: str) -> dict[str, object]:
-    document: dict[str, object] = json.loads(command(service, "show", job_id))
+def show(service: Service, job_id: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(command(service, "show", job_id))
     return document

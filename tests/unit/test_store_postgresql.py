@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import pwd
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -24,8 +19,7 @@ from metalscribe.store.database import Database
 from metalscribe.store.idempotency import IdempotencyStore
 from metalscribe.store.keys import KeyStore, Scope
 from metalscribe.store.models import ApiKeyRow, Base
-
-PATIENCE = 120.0
+from postgresql import PATIENCE, Server, postgresql
 
 OPEN = """
 import asyncio, sys
@@ -53,71 +47,10 @@ def start(url: str) -> subprocess.Popen[str]:
     )
 
 
-def binaries() -> Path | None:
-    found = shutil.which("initdb")
-    if found:
-        return Path(found).resolve().parent
-    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
-def unprivileged_user() -> str | None:
-    """PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return None
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
-
-
-class Server:
-    """A PostgreSQL server on a socket of its own, without a network port."""
-
-    def __init__(self, bin_dir: Path, directory: Path, user: str | None) -> None:
-        self.bin, self.directory, self.user = bin_dir, directory, user
-
-    def _run(self, program: str, *arguments: str) -> None:
-        command = [str(self.bin / program), *arguments]
-        done = subprocess.run(
-            command, user=self.user, cwd="/", capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{program}: {done.stdout}{done.stderr}")
-
-    def create(self) -> None:
-        data = str(self.directory / "data")
-        self._run("initdb", "-D", data, "-U", "metalscribe", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-
-    def start(self) -> None:
-        options = f"-c listen_addresses='' -c unix_socket_directories='{self.directory}' -c fsync=off"
-        log = str(self.directory / "log")
-        self._run("pg_ctl", "start", "-w", "-D", str(self.directory / "data"), "-l", log, "-o", options)
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.directory / "data"))
-
-    def url(self, name: str) -> str:
-        return f"postgresql://metalscribe@/{name}?host={self.directory}"
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    pytest.importorskip("psycopg", reason="psycopg, the driver for PostgreSQL, is not installed")
-    bin_dir = binaries()
-    if bin_dir is None:
-        pytest.skip("PostgreSQL's initdb is not installed")
-    user = unprivileged_user()
-    directory = Path(tempfile.mkdtemp())
-    if user is not None:
-        shutil.chown(directory, user)
-    server = Server(bin_dir, directory, user)
-    try:
-        server.create()
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-    finally:
-        shutil.rmtree(directory)
+    with postgresql() as server:
+        yield server
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def router(services: Services) -> APIRouter:
         report = await watch.report()
         document = _summary(services, status, report)
         if key is not None:
-            document |= _detail(status, report)
+            document |= _detail(status, report) | {"jobs": await services.jobs.depth()}
         return JSONResponse(document)
 
     return routes

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from metalscribe.cli import config, doctor, jobs, keys, model, submit, transcribe, tune
+from metalscribe.cli import backup, config, doctor, jobs, keys, model, submit, transcribe, tune
 from metalscribe.cli.console import complain
 from metalscribe.errors import ConfigurationError, InvalidParameter, MetalscribeError
 
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 app.command()(transcribe.transcribe)
 app.command()(submit.submit)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(config.config)
 app.command()(doctor.doctor)
 app.add_typer(jobs.app, name="jobs")

@@ -147,7 +147,7 @@ class JobClient:
                 if response.status_code not in _BUSY or wait is None or wait > _LONGEST_WAIT or attempt == _ATTEMPTS:
                     raise _refusal(address, response)
             progress(f"waiting {wait:.0f} s: the service is busy", None)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(wait or 1.0)
         raise RuntimeError("the last attempt returns or raises")
 
     async def job(self, job_id: str) -> dict[str, Any]:

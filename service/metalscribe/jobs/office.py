@@ -84,6 +84,14 @@ class JobOffice:
         """How many jobs run in this process."""
         return self._runner.running
 
+    async def depth(self) -> dict[str, int] | None:
+        """How many jobs wait and run, in all services on this database; None while it does not answer."""
+        try:
+            counts = await self.store.counts()
+        except MetalscribeError:
+            return None
+        return {status.value: counts.get(status, 0) for status in (JobStatus.QUEUED, JobStatus.RUNNING)}
+
     async def start(self) -> None:
         """Take up work, with what was left behind."""
         await self.tidy()
