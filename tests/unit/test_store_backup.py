@@ -24,7 +24,7 @@ class Place:
         self.jobs = root / "jobs"
         self.database = Database(f"sqlite:///{self.database_file}")
         self.store = JobStore(self.database)
-        self.recordings = Recordings(self.jobs / "recordings")
+        self.recordings = Recordings(self.jobs)
 
     async def accept(self, name: str) -> None:
         upload = self.jobs / f"upload-{name}"

@@ -274,7 +274,7 @@ async def test_secrets_are_made_once_and_addresses_remembered_once(outbox: Deliv
 
 
 def test_a_recording_is_kept_under_its_jobs_name_and_what_is_left_over_is_found(tmp_path: Path) -> None:
-    recordings = Recordings(tmp_path / "recordings")
+    recordings = Recordings(tmp_path)
     with spool(tmp_path / "incoming") as incoming:
         for name in ("a", "b", "c"):
             (incoming / name).write_bytes(b"sound")

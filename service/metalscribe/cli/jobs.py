@@ -95,7 +95,10 @@ def show(job_id: _Id) -> None:
 @app.command()
 def cancel(job_id: _Id) -> None:
     """Cancel a job that has not ended; delete one that has, with its transcript."""
+    from metalscribe.store.recordings import recording_of  # noqa: PLC0415
+
     was = _with_stores(lambda stores: stores.jobs.cancel(job_id))
+    recording_of(load_settings().jobs_directory, was.id).unlink(missing_ok=True)
     say(f"The job {job_id} is {'deleted' if was.status.final else 'cancelled'}.")
 
 

@@ -61,7 +61,7 @@ class JobOffice:
         self.incoming = incoming
         self.store = JobStore(database)
         self.deliveries = DeliveryStore(database)
-        self.recordings = Recordings(options.directory / "recordings", reserve=options.reserve_bytes)
+        self.recordings = Recordings(options.directory, reserve=options.reserve_bytes)
         self.feeds = Feeds(self.store)
         self._engine = engine
         self._deliverer = Deliverer(self.deliveries, policy, owner=incoming.name, alive=lives)

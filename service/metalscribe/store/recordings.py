@@ -15,25 +15,32 @@ from typing import Final
 
 from metalscribe.errors import StorageFull
 
+_FOLDER: Final = "recordings"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+def recording_of(jobs: Path, job_id: str) -> Path:
+    """Where a job's recording is, below the directory of jobs."""
+    return jobs / _FOLDER / job_id
+
+
 class Recordings:
-    """A directory of recordings, named by their jobs' ids; all processes that share the database share it.
+    """The recordings, named by their jobs' ids; all processes that share the database share them.
 
     Args:
-        directory: made with mode 0700 where it is missing, on the file system of the spools.
+        jobs: the directory of jobs, which has the spools too; made with mode 0700 where it is missing.
         reserve: bytes that the disk shall keep free.
     """
 
-    def __init__(self, directory: Path, *, reserve: int = 0) -> None:
-        self._directory = directory
+    def __init__(self, jobs: Path, *, reserve: int = 0) -> None:
+        self._jobs = jobs
+        self._directory = jobs / _FOLDER
         self._reserve = reserve
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, job_id: str) -> Path:
         """Where a job's recording is."""
-        return self._directory / job_id
+        return recording_of(self._jobs, job_id)
 
     def check_room(self, size: int) -> None:
         """Say no before ``size`` bytes are received.
