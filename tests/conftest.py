@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import signal
 import struct
 import time
 import wave
@@ -23,6 +24,8 @@ def pytest_configure() -> None:
     # Debian 12's Python (3.11.2) fails to parse a module when garbage collection formats a traceback meanwhile
     # (https://github.com/python/cpython/issues/106905); pytest parses every test module.
     gc.disable()
+    # What a shell starts in its background ignores SIGINT, and so would what the tests start, and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -5,6 +5,7 @@ import itertools
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,6 +124,27 @@ def test_every_sample_comes_out_in_blocks_of_the_agreed_size(count: int, channel
     assert all(block.size == BLOCK for block in blocks[:-1])
     assert 0 < blocks[-1].size <= BLOCK
     np.testing.assert_allclose(np.concatenate(blocks), body / 32768, atol=1e-6)
+
+
+def adts(rate: int, seconds: int) -> bytes:
+    """A tone as AAC in a stream that has its rate in every frame."""
+    made = io.BytesIO()
+    with av.open(made, "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(seconds, rate).astype(np.float32)[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return made.getvalue()
+
+
+def test_a_stream_that_changes_its_rate_midway_is_heard_to_its_end() -> None:
+    recording = Recording(io.BytesIO(adts(16_000, 3) + adts(44_100, 3)))
+    samples = np.concatenate(list(recording.blocks()))
+    # What was decoded before the change and not mixed yet is not lost with it: half a second, but for a frame.
+    assert 5.9 <= samples.size / SAMPLE_RATE <= 6.3
+    assert recording.damaged == 1
+    assert loudest_hertz(samples[: 2 * SAMPLE_RATE]) == pytest.approx(440, abs=2)
+    assert loudest_hertz(samples[-2 * SAMPLE_RATE :]) == pytest.approx(440, abs=2)
 
 
 def test_the_header_tells_the_length(make_wav: MakeWav) -> None:

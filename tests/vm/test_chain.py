@@ -46,7 +46,7 @@ GPU: Final = "1234:11e8"  # QEMU's edu; QEMU has no device of NVIDIA's
 VMID: Final = 100
 NAME: Final = "whisper"
 USER: Final = "debian"
-WITHIN: Final = 1500.0  # seconds for a deploy to a machine that QEMU emulates, fifty times slower than it would be
+WITHIN: Final = 2400.0  # seconds for a deploy to a machine that QEMU emulates, fifty times slower than it would be
 
 HARDWARE: Final = Hardware(
     devices=("-device", "pcie-root-port,id=rp1,chassis=1,slot=1", "-device", "edu,bus=rp1"), memory=1024

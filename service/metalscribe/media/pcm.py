@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
@@ -183,9 +182,16 @@ class Recording:
             except (av.error.FFmpegError, ValueError):
                 # A stream may change its rate or layout midway; start afresh from here rather than give up.
                 self.damaged += 1
-                yield from downmix.finish()
+                yield from self._rest(downmix)
                 downmix = _Downmix()
-        yield from downmix.finish()
+        yield from self._rest(downmix)
+
+    def _rest(self, downmix: _Downmix) -> Iterator[_Samples]:
+        """What was decoded and waits for its half second to be full."""
+        try:
+            yield from downmix.finish()
+        except (av.error.FFmpegError, ValueError):
+            self.damaged += 1
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         packets = self._container.demux(self._stream)
@@ -230,11 +236,9 @@ class _Downmix:
             yield _mixed(resampled)
 
     def finish(self) -> Iterator[_Samples]:
-        """What the resampler still holds; nothing where it failed."""
         if self._resampler is not None:
-            with suppress(av.error.FFmpegError, ValueError):
-                for resampled in self._resampler.resample(None):
-                    yield _mixed(resampled)
+            for resampled in self._resampler.resample(None):
+                yield _mixed(resampled)
 
 
 def _tag(context: av.CodecContext) -> str:
