@@ -42,15 +42,16 @@ def measure(
     """
     runs: list[Run] = []
     for name, workload in workloads.items():
+        able = [way for way in ways if workload.ways is None or way in workload.ways]
         with ExitStack() as stack:
             stages: dict[str, Stage] = {}
-            for way in ways:
+            for way in able:
                 scratch = setup.scratch / name / way
                 scratch.mkdir(parents=True)
                 stages[way] = stack.enter_context(Stage(way, replace(setup, scratch=scratch), recordings))
-            for number in range(rounds):
-                first = number % len(ways)
-                for way in [*ways[first:], *ways[:first]]:
+            for number in range(rounds if able else 0):
+                first = number % len(able)
+                for way in [*able[first:], *able[:first]]:
                     groups, figures = stages[way].run(workload)
                     for prefix, answers in groups.items():
                         figures |= latencies(prefix, answers)

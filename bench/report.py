@@ -25,7 +25,15 @@ _Cells = Callable[[str], list[str]]
 
 def markdown(result: Result) -> str:
     """All tables that the runs have something for."""
-    parts = [_preamble(result), _clips(result), _long(result), _mix(result), _poisson(result), _targets(result)]
+    parts = [
+        _preamble(result),
+        _clips(result),
+        _long(result),
+        _mix(result),
+        _jobs(result),
+        _poisson(result),
+        _targets(result),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -141,6 +149,22 @@ def _mix(result: Result) -> str:
     heads = ["clip idle s", "30 s chunk alone s", "clip p50 s", "clip p95 s", "p95 ÷ (idle + 1.5 × chunk)"]
     heads += ["long alone s", "long mixed s", "mixed ÷ alone", "peak MiB"]
     return _per_way(result, "mix", "A clip every second while a long recording runs", heads, cells)
+
+
+def _jobs(result: Result) -> str:
+    def cells(way: str) -> list[str]:
+        found = medians(result.runs, "jobs", way)
+        return [
+            number(found, "idle_seconds", 3),
+            number(found, "chunk_seconds", 3),
+            number(found, "latency_p50_seconds", 3),
+            number(found, "latency_p95_seconds", 3),
+            number(found, "allowed_ratio", 2),
+            number(found, "peak_pss_bytes", 0, 1 / _MIB),
+        ]
+
+    heads = ["clip idle s", "30 s chunk alone s", "clip p50 s", "clip p95 s", "p95 ÷ (idle + 1.5 × chunk)", "peak MiB"]
+    return _per_way(result, "jobs", "A clip every second while four jobs run", heads, cells)
 
 
 def _poisson(result: Result) -> str:

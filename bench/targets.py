@@ -36,7 +36,7 @@ class Target:
 
 def targets(model: str, runs: Sequence[Run]) -> list[Target]:
     """Those that the runs tell something about."""
-    return [*_clips(model, runs), *_long(runs), *_mix(runs), *_saturation(runs)]
+    return [*_clips(model, runs), *_long(runs), *_mix(runs), *_jobs(runs), *_saturation(runs)]
 
 
 def _clips(model: str, runs: Sequence[Run]) -> Iterator[Target]:
@@ -68,6 +68,14 @@ def _mix(runs: Iterable[Run]) -> Iterator[Target]:
             yield Target(what, found["allowed_ratio"], 1.0, at_least=False)
             what = f"mix: long recording mixed ÷ alone, {way}"
             yield Target(what, found["long_ratio"], _LONG_MIXED_RATIO, at_least=False)
+
+
+def _jobs(runs: Sequence[Run]) -> Iterator[Target]:
+    for way in ("engine", "http"):
+        found = medians(runs, "jobs", way)
+        if found:
+            what = f"while jobs run: clips' p95 ÷ (idle + 1.5 × chunk), {way}"
+            yield Target(what, found["allowed_ratio"], 1.0, at_least=False)
 
 
 def _saturation(runs: Sequence[Run]) -> Iterator[Target]:

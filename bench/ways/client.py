@@ -31,7 +31,7 @@ class ServerSentEvent:
 
 
 class Refused(RuntimeError):
-    """An answer that is not 200.
+    """An answer with another status than 2xx.
 
     Attributes:
         status: its status.
@@ -64,23 +64,32 @@ class Client:
         """GET a document.
 
         Raises:
-            Refused: the answer is not 200.
+            Refused: it was refused.
         """
         async with self._exchange("GET", target, b"", {}) as (_, body):
             return await _whole(body)
 
-    @asynccontextmanager
-    async def upload(
-        self, target: str, path: Path, fields: Mapping[str, str]
-    ) -> AsyncIterator[tuple[Head, AsyncIterator[bytes]]]:
-        """POST a file in the form field ``file``; the answer's body comes in pieces, to be read to its end.
+    async def delete(self, target: str) -> None:
+        """DELETE something.
 
         Raises:
-            Refused: the answer is not 200.
+            Refused: it was not.
+        """
+        async with self._exchange("DELETE", target, b"", {}) as (_, body):
+            await _whole(body)
+
+    @asynccontextmanager
+    async def upload(
+        self, target: str, path: Path, fields: Mapping[str, str], field: str = "file"
+    ) -> AsyncIterator[tuple[Head, AsyncIterator[bytes]]]:
+        """POST a file in the form field ``field``; the answer's body comes in pieces, to be read to its end.
+
+        Raises:
+            Refused: it was refused.
         """
         content = path.read_bytes()  # noqa: ASYNC240  (from the page cache: quicker than a thread)
         kind = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
-        async with self._exchange("POST", target, form(path.name, content, fields), kind) as answer:
+        async with self._exchange("POST", target, form(path.name, content, fields, field), kind) as answer:
             yield answer
 
     @asynccontextmanager
@@ -96,7 +105,7 @@ class Client:
             await writer.drain()
             answer = parse_head(await reader.readuntil(b"\r\n\r\n"))
             pieces = read_body(reader, answer)
-            if answer.status != 200:
+            if answer.status // 100 != 2:
                 text = (await _whole(pieces)).decode()
                 raise Refused(f"{method} {target}: {answer.status}, {text}", answer.status)
             yield answer, pieces
@@ -116,13 +125,13 @@ class Client:
         return await asyncio.open_connection("127.0.0.1", self._port, limit=_LINE_BYTES)
 
 
-def form(name: str, content: bytes, fields: Mapping[str, str]) -> bytes:
+def form(name: str, content: bytes, fields: Mapping[str, str], field: str = "file") -> bytes:
     """A multipart form: the fields, then the file."""
     head = "".join(
-        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-        for field, value in fields.items()
+        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name_of_it}"\r\n\r\n{value}\r\n'
+        for name_of_it, value in fields.items()
     )
-    disposition = f'Content-Disposition: form-data; name="file"; filename="{name}"'
+    disposition = f'Content-Disposition: form-data; name="{field}"; filename="{name}"'
     kind = "Content-Type: application/octet-stream"
     head += f"--{_BOUNDARY}\r\n{disposition}\r\n{kind}\r\n\r\n"
     return b"".join((head.encode(), content, f"\r\n--{_BOUNDARY}--\r\n".encode()))

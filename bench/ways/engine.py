@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from statistics import fmean
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from metalscribe.app import build_engine
 from metalscribe.engine.interface import ModelState
 from metalscribe.log import configure_logging
 from metalscribe.settings import Settings
-from metalscribe.transcript import Done, SegmentsReady, TranscriptionRequest
+from metalscribe.transcript import Done, Latency, SegmentsReady, TranscriptionRequest
 
 _LOADING_SECONDS: Final = 600.0
 _GLANCE_SECONDS: Final = 0.02
@@ -74,6 +75,23 @@ class InProcess(Way):
                         first_segment_seconds=first,
                     )
         raise RuntimeError(f"{recording.path.name}: the engine ended without a result")
+
+    @override
+    @asynccontextmanager
+    async def behind(self, recording: Recording, count: int) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._unhurried(recording)) for _ in range(count)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _unhurried(self, recording: Recording) -> None:
+        request = TranscriptionRequest(recording.path, language=self._setup.language, latency=Latency.BATCH)
+        async with aclosing(self._engine.transcribe(request)) as events:
+            async for _ in events:
+                pass
 
     @override
     async def begin(self) -> None:

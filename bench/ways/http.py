@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,6 +20,7 @@ from bench.ways.service import RequestLines, Service
 from bench.ways.way import Answer, Setup, Way
 
 _TARGET: Final = "/transcribe"
+_JOBS: Final = "/jobs"
 _METRICS: Final = "/metrics"
 _LOG_SECONDS: Final = 5.0
 _LOG_POLL_SECONDS: Final = 0.05
@@ -93,6 +96,23 @@ class OverHttp(Way):
             first_segment_seconds=first,
             mark=head.headers["x-request-id"],
         )
+
+    @override
+    @asynccontextmanager
+    async def behind(self, recording: Recording, count: int) -> AsyncIterator[None]:
+        """As jobs."""
+        if self._client is None:
+            raise RuntimeError("not started")
+        jobs: list[str] = []
+        try:
+            for _ in range(count):
+                async with self._client.upload(_JOBS, recording.path, self._fields, "audio") as (_, body):
+                    answer = json.loads(b"".join([piece async for piece in body]))
+                jobs.append(f"{_JOBS}/{answer['job_id']}")
+            yield
+        finally:
+            for job in jobs:
+                await self._client.delete(job)
 
     @override
     async def begin(self) -> None:

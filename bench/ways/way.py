@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,6 +88,16 @@ class Way(ABC):
         Raises:
             RuntimeError: it failed.
         """
+
+    def behind(self, recording: Recording, count: int) -> AbstractAsyncContextManager[None]:
+        """Have a recording transcribed ``count`` times over, with nobody waiting, while the block runs; what is not done then is dropped.
+
+        Raises:
+            NotImplementedError: this way has somebody wait for everything.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} knows no work that nobody waits for: {count} × {recording.path.name}"
+        )
 
     async def begin(self) -> None:  # noqa: B027  (most have nothing to do)
         """A run begins."""

@@ -18,6 +18,7 @@ class Clients:
     """``count`` clients, each with one clip under way."""
 
     count: int
+    ways: frozenset[str] | None = None
 
     @property
     def name(self) -> str:

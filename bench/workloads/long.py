@@ -14,6 +14,7 @@ class Long:
     """The long recording; how soon its first segment is there."""
 
     name: str = "long"
+    ways: frozenset[str] | None = None
 
     async def run(self, way: Way, recordings: Recordings) -> tuple[Groups, dict[str, float]]:
         """See :class:`bench.workloads.workload.Workload`."""

@@ -29,6 +29,7 @@ class Poisson:
     seconds: float
     loads: tuple[float, ...] = (0.5, 0.8)
     name: str = "poisson"
+    ways: frozenset[str] | None = None
 
     async def run(self, way: Way, recordings: Recordings) -> tuple[Groups, dict[str, float]]:
         """See :class:`bench.workloads.workload.Workload`."""

@@ -23,6 +23,10 @@ class Workload(Protocol):
     def name(self) -> str:
         """In results, reports and on the command line."""
 
+    @property
+    def ways(self) -> frozenset[str] | None:
+        """Those that can do it; None where all can."""
+
     async def run(self, way: Way, recordings: Recordings) -> tuple[Groups, dict[str, float]]:
         """Carry it out.
 

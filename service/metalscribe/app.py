@@ -36,6 +36,7 @@ from metalscribe.engine.weights import describe, resolve
 from metalscribe.errors import ConfigurationError, MetalscribeError
 from metalscribe.gpu.nvml import Nvml
 from metalscribe.gpu.watch import GpuWatch
+from metalscribe.jobs.metrics import JobMetrics
 from metalscribe.jobs.office import JobOffice, JobOptions, incoming_of
 from metalscribe.media.addresses import AddressPolicy
 from metalscribe.media.fetch import Fetcher
@@ -128,7 +129,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         keeping = timedelta(hours=settings.idempotency_hours)
         limits = RateLimits(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
         policy = AddressPolicy(settings.allow_networks)
-        office = JobOffice(engine, database, _job_options(settings), policy, incoming)
+        office = JobOffice(engine, database, _job_options(settings), policy, incoming, JobMetrics(registry))
         services = Services(
             engine=engine,
             auth=Authenticator(keys, limits),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from .harness import Service
 
@@ -21,6 +22,28 @@ def test_the_document_is_valid(service: Service) -> None:
     assert "multipart/form-data" in posted["requestBody"]["content"]
     operations = [entry["operationId"] for path in document["paths"].values() for entry in path.values()]
     assert len(set(operations)) == len(operations)
+
+
+def test_every_answer_has_an_example_that_is_one(service: Service) -> None:
+    document = service.client(None).get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            answers = [(status, answer.get("content", {})) for status, answer in operation["responses"].items()]
+            answers.append(("request", operation.get("requestBody", {}).get("content", {})))
+            shown = [status for status, contents in answers if contents and status.startswith("2")]
+            assert shown or "204" in operation["responses"], f"{method} {path} shows no answer"
+            for status, contents in answers:
+                for kind, content in contents.items():
+                    if kind == "multipart/form-data":
+                        continue  # /docs shows a form to fill in
+                    place = f"{method} {path} {status} {kind}"
+                    assert "example" in content, place
+                    if kind.endswith("json"):
+                        problems = [
+                            error.message
+                            for error in Draft202012Validator(content.get("schema", {})).iter_errors(content["example"])
+                        ]
+                        assert problems == [], place
 
 
 def test_it_says_how_to_authenticate(service: Service) -> None:

@@ -221,7 +221,7 @@ class _Application:
             await _refuse(receive, send)
         elif scope["path"] in {"/jobs/1/stream", "/model/events"}:
             await self._stream(send)
-        elif scope["path"] == "/transcribe":
+        elif scope["path"] in {"/transcribe", "/jobs"}:
             await _answer(send, str(await self._received(receive)).encode())
         else:
             headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]

@@ -106,6 +106,17 @@ def test_nginx_refuses_what_is_far_too_large(edge: Edge, client: httpx.Client) -
         _expect_problem(response, 413, "too_large")
 
 
+def test_a_jobs_recording_may_be_of_any_size(edge: Edge, client: httpx.Client) -> None:
+    edge.service.arrived.clear()
+    with edge.tls() as connection:
+        connection.sendall(_head("POST", "/jobs", f"Content-Length: {2**40}") + b"x" * 1000)
+        assert edge.service.arrived.wait(20), "the first piece was held back"
+    assert client.post("/jobs", content=b"x" * (18 * _MIB)).text == str(18 * _MIB)
+    with edge.tls() as connection:
+        connection.sendall(_head("POST", "/jobs/1", f"Content-Length: {18 * _MIB}"))
+        assert _response(connection)[0].startswith(b"HTTP/1.1 413 ")
+
+
 @pytest.mark.parametrize("path", ["/jobs/1/stream", "/model/events"])
 def test_events_pass_as_they_come(edge: Edge, client: httpx.Client, path: str) -> None:
     edge.service.proceed.clear()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 import tarfile
 from pathlib import Path
@@ -63,7 +64,7 @@ async def test_what_was_backed_up_comes_back(place: Place, tmp_path: Path) -> No
         "c": "queued",
     }
     assert {path.name: path.read_text() for path in (place.jobs / "recordings").iterdir()} == {"b": "b", "c": "c"}
-    assert not list(place.jobs.glob(".backup-*"))
+    assert [path.name for path in (place.jobs / "backups").iterdir()] == [".lock"]
     await place.database.close()
 
 
@@ -94,6 +95,54 @@ async def test_a_backup_under_way_is_one_moment(place: Place, tmp_path: Path) ->
     stop = True
     await busy
     await place.database.close()
+
+
+async def test_a_backup_goes_through_a_pipe(place: Place, tmp_path: Path) -> None:
+    await place.database.open()
+    await place.accept("a")
+    await place.database.close()
+    with (tmp_path / "backup.tar").open("wb") as out:
+        assert back_up(place.database_file, place.jobs, out) == 1
+    elsewhere = Place(tmp_path / "elsewhere")
+    with (tmp_path / "backup.tar").open("rb") as into:
+        assert restore(into, elsewhere.database_file, elsewhere.jobs) == 1
+    assert (elsewhere.jobs / "recordings" / "a").read_text() == "a"
+
+
+async def test_what_a_killed_backup_left_is_swept(place: Place, tmp_path: Path) -> None:
+    await place.database.open()
+    await place.accept("a")
+    left = place.jobs / "backups" / "left-by-a-killed-one"
+    left.mkdir(parents=True)
+    (left / "a").hardlink_to(place.jobs / "recordings" / "a")
+    assert not place.recordings.candidates(), "it has two names"
+    back_up(place.database_file, place.jobs, tmp_path / "backup.tar")
+    assert not left.exists()
+    await place.database.close()
+
+
+async def test_a_place_that_cannot_be_written_is_said(place: Place, tmp_path: Path) -> None:
+    await place.database.open()
+    await place.database.close()
+    with pytest.raises(BackupFailed, match=r"cannot be made: No such file or directory: .*nowhere"):
+        back_up(place.database_file, place.jobs, tmp_path / "nowhere" / "backup.tar")
+    back_up(place.database_file, place.jobs, tmp_path / "backup.tar")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BackupFailed, match="cannot be put back"):
+        restore(tmp_path / "backup.tar", tmp_path / "file" / "metalscribe.db", tmp_path / "jobs2")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+async def test_root_leaves_all_to_the_services_user(place: Place, tmp_path: Path) -> None:
+    await place.database.open()
+    await place.accept("a")
+    await place.database.close()
+    back_up(place.database_file, place.jobs, tmp_path / "backup.tar")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    restore(tmp_path / "backup.tar", home / "state" / "metalscribe.db", home / "state" / "jobs")
+    assert {path.stat().st_uid for path in home.rglob("*")} == {65534}
 
 
 async def test_nothing_is_restored_under_a_running_service(place: Place, tmp_path: Path) -> None:

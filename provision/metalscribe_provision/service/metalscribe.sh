@@ -11,7 +11,7 @@ fi
 
 if [ "$(id -u)" -ne 0 ]; then
   case "${1:-}" in
-    keys | config | model | serve)
+    backup | config | jobs | keys | model | restore | serve)
       echo "metalscribe: the service's $1 belongs to its own user; use: sudo metalscribe $*" >&2
       exit 1
       ;;

@@ -7,6 +7,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from metalscribe.api import examples
+from metalscribe.render import MEDIA_TYPES, Format
+
 WORD: Final[Mapping[str, Any]] = {
     "type": "object",
     "required": ["start", "end", "word", "probability"],
@@ -39,6 +42,15 @@ IDEMPOTENCY: Final[Mapping[str, Any]] = {
     "description": "Makes a retry safe: it attaches to the running work, or gets the first answer again.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
+
+
+def texts() -> dict[str, Any]:
+    """Contents by media type: a transcript as plain text and as subtitles."""
+    return {
+        (kind := full.partition(";")[0]): {"schema": {"type": "string"}, "example": examples.TRANSCRIPT_TEXTS[kind]}
+        for name, full in MEDIA_TYPES.items()
+        if name is not Format.JSON
+    }
 
 
 def object_of(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from metalscribe.api import examples
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
 from metalscribe.engine.interface import EngineStatus, ModelState
@@ -26,12 +28,16 @@ def router(services: Services) -> APIRouter:
     watch = services.gpu
 
     @routes.head("/healthz", include_in_schema=False)
-    @routes.get("/healthz", summary="Liveness: the process answers")
+    @routes.get("/healthz", summary="Liveness: the process answers", responses=_shown({"status": "ok"}))
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @routes.head("/readyz", include_in_schema=False)
-    @routes.get("/readyz", summary="Readiness: a transcription sent now will be worked on", responses=documented(503))
+    @routes.get(
+        "/readyz",
+        summary="Readiness: a transcription sent now will be worked on",
+        responses={**_shown({"status": "ready"}), **documented(503)},
+    )
     async def readyz() -> dict[str, str]:
         status = services.engine.status
         report = await watch.report() if status.device == "cuda" else None
@@ -39,7 +45,11 @@ def router(services: Services) -> APIRouter:
             raise ModelUnavailable("not ready", retry_after=5.0)
         return {"status": "ready"}
 
-    @routes.get("/health", summary="The model and the GPU; with an API key in detail", responses=documented(401, 429))
+    @routes.get(
+        "/health",
+        summary="The model and the GPU; with an API key in detail",
+        responses={**_shown(examples.HEALTH), **documented(401, 429)},
+    )
     async def health(request: Request) -> Response:
         key = await services.auth.identify(request)
         status = services.engine.status
@@ -50,6 +60,10 @@ def router(services: Services) -> APIRouter:
         return JSONResponse(document)
 
     return routes
+
+
+def _shown(example: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": "As it is now", "content": {"application/json": {"example": example}}}}
 
 
 def _summary(services: Services, status: EngineStatus, report: GpuReport | None) -> dict[str, Any]:

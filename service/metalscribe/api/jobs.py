@@ -14,7 +14,8 @@ from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, object_of, properties_of
+from metalscribe.api import examples
+from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, object_of, properties_of, texts
 from metalscribe.api.options import TranscriptionOptions, blank_is_none, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
@@ -267,7 +268,6 @@ def _event(kind: str, mark: str, data: dict[str, Any]) -> ServerSentEvent:
 # --- documentation ----------------------------------------------------------------------------------------------------
 
 _TEXT_OR_NULL: Final = {"type": ["string", "null"]}
-_EXAMPLE_ID: Final = "550e8400-e29b-41d4-a716-446655440000"
 _FACTS: Final = {
     "id": {"type": "string", "format": "uuid"},
     "status": {"type": "string", "enum": [status.value for status in JobStatus]},
@@ -283,43 +283,13 @@ _FACTS: Final = {
     "started_at": _TEXT_OR_NULL,
     "completed_at": _TEXT_OR_NULL,
 }
-_EXAMPLE: Final = {
-    "id": _EXAMPLE_ID,
-    "status": "done",
-    "name": "meeting.mp3",
-    "language": "en",
-    "task": "transcribe",
-    "model": "large-v3-turbo",
-    "duration_secs": 142.3,
-    "progress": 100,
-    "error": None,
-    "error_code": None,
-    "created_at": "2026-05-05T21:00:00.000Z",
-    "started_at": "2026-05-05T21:00:00.100Z",
-    "completed_at": "2026-05-05T21:00:04.700Z",
-}
-_TOLD: Final = {
-    "text": "Hello, world.",
-    "segments": [
-        {
-            "index": 0,
-            "start": 0.0,
-            "end": 2.4,
-            "text": " Hello, world.",
-            "words": [],
-            "avg_logprob": -0.21,
-            "no_speech_prob": 0.01,
-            "compression_ratio": 1.1,
-        }
-    ],
-}
 _ACCEPTED: Final[dict[str, Any]] = {
     "description": "Accepted: it will be done, whatever happens to the service",
     "headers": {"Location": {"description": "The job", "schema": {"type": "string"}}},
     "content": {
         "application/json": {
             "schema": object_of({"job_id": {"type": "string", "format": "uuid"}}),
-            "example": {"job_id": _EXAMPLE_ID},
+            "example": {"job_id": examples.JOB_ID},
         }
     },
 }
@@ -333,7 +303,7 @@ _LIST: Final[dict[str, Any]] = {
                     "next": {"type": ["integer", "null"], "description": "The next page's `cursor`"},
                 }
             ),
-            "example": {"jobs": [_EXAMPLE], "next": None},
+            "example": examples.JOBS,
         }
     },
 }
@@ -344,13 +314,9 @@ _SHOWN: Final[dict[str, Any]] = {
             "schema": object_of(
                 {**_FACTS, "text": {"type": "string"}, "segments": {"type": "array", "items": SEGMENT}}
             ),
-            "example": {**_EXAMPLE, **_TOLD},
+            "example": examples.JOB_WITH_TRANSCRIPT,
         },
-        **{
-            kind.partition(";")[0]: {"schema": {"type": "string"}}
-            for name, kind in MEDIA_TYPES.items()
-            if name is not Format.JSON
-        },
+        **texts(),
     },
 }
 _EVENTS: Final[dict[str, Any]] = {
@@ -358,7 +324,7 @@ _EVENTS: Final[dict[str, Any]] = {
     "content": {
         "text/event-stream": {
             "schema": {"type": "string"},
-            "example": 'id: 1\nevent: progress\ndata: {"type": "progress", "percent": 42}\n\n',
+            "example": examples.JOB_EVENTS,
         }
     },
 }

@@ -8,6 +8,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from metalscribe.api import examples
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
 from metalscribe.store.identity import Scope
@@ -25,8 +26,11 @@ def router(services: Services, registry: CollectorRegistry) -> APIRouter:
             200: {
                 "description": "Text format of Prometheus, or of OpenMetrics",
                 "content": {
-                    "text/plain": {"schema": {"type": "string"}},
-                    "application/openmetrics-text": {"schema": {"type": "string"}},
+                    "text/plain": {"schema": {"type": "string"}, "example": examples.METRICS},
+                    "application/openmetrics-text": {
+                        "schema": {"type": "string"},
+                        "example": f"{examples.METRICS}# EOF\n",
+                    },
                 },
             },
             **documented(401, 403, 429),
@@ -34,6 +38,7 @@ def router(services: Services, registry: CollectorRegistry) -> APIRouter:
         dependencies=[Depends(services.auth.require(Scope.METRICS))],
     )
     async def metrics(request: Request) -> Response:
+        await services.jobs.measure()
         encode, media_type = choose_encoder(request.headers.get("Accept", ""))
         return Response(encode(registry), headers={"Content-Type": media_type})
 

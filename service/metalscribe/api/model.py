@@ -18,7 +18,9 @@ from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from metalscribe.api import examples
 from metalscribe.api.bodies import read_json
+from metalscribe.api.documents import in_query, object_of, properties_of
 from metalscribe.api.options import validated
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
@@ -259,28 +261,25 @@ _CARD: Final[Mapping[str, Any]] = {
 }
 
 
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "required": list(properties), "properties": dict(properties)}
-
-
 _STATUS: Final[dict[str, Any]] = {
     "description": "The default model at the top, and all of them in `models`; memory in bytes",
     "content": {
         "application/json": {
-            "schema": _object(
+            "schema": object_of(
                 {
                     **_MODEL,
                     "memory_budget_bytes": _COUNT_OR_NULL,
-                    "gpus": {"type": "array", "items": _object(_CARD)},
-                    "models": {"type": "array", "items": _object(_MODEL)},
+                    "gpus": {"type": "array", "items": object_of(_CARD)},
+                    "models": {"type": "array", "items": object_of(_MODEL)},
                 }
-            )
+            ),
+            "example": examples.MODELS,
         }
     },
 }
 _EVENTS: Final[dict[str, Any]] = {
     "description": "`model_loading`, `model_ready`, `model_unloading`, `model_unloaded`, `model_waiting_for_gpu`, `model_failed`",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.MODEL_EVENTS}},
 }
 _LAST_EVENT_PARAMETER: Final = {
     "name": _LAST_EVENT,
@@ -292,19 +291,11 @@ _LAST_EVENT_PARAMETER: Final = {
 
 
 def _documentation(order: type[LoadOrder]) -> dict[str, Any]:
-    schema = order.model_json_schema()
-    properties = schema["properties"]
+    schema = {"type": "object", "properties": properties_of(order), "additionalProperties": False}
     return {
-        "parameters": [
-            {"name": name, "in": "query", "description": value.get("description", ""), "schema": value}
-            for name, value in properties.items()
-        ],
+        "parameters": in_query(order),
         "requestBody": {
             "required": False,
-            "content": {
-                "application/json": {
-                    "schema": {"type": "object", "properties": properties, "additionalProperties": False}
-                }
-            },
+            "content": {"application/json": {"schema": schema, "example": {"model": examples.MODEL["model"]}}},
         },
     }

@@ -15,8 +15,9 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from metalscribe.api import examples
 from metalscribe.api.bodies import read_json
-from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, properties_of
+from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, properties_of, texts
 from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.requests import note
@@ -219,13 +220,9 @@ _TRANSCRIPT: Final = {
 _ANSWER: Final[dict[str, Any]] = {
     "description": "The transcript, in the format asked for",
     "content": {
-        "application/json": {"schema": _TRANSCRIPT},
-        **{
-            kind.partition(";")[0]: {"schema": {"type": "string"}}
-            for name, kind in MEDIA_TYPES.items()
-            if name is not Format.JSON
-        },
-        "text/event-stream": {"schema": {"type": "string"}},
+        "application/json": {"schema": _TRANSCRIPT, "example": examples.TRANSCRIPT},
+        **texts(),
+        "text/event-stream": {"schema": {"type": "string"}, "example": examples.TRANSCRIPT_EVENTS},
     },
 }
 
@@ -251,5 +248,8 @@ def _url_documentation() -> dict[str, Any]:
     }
     return {
         "parameters": [IDEMPOTENCY],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "example": examples.URL_REQUEST}},
+        },
     }

@@ -163,8 +163,23 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         },
     }
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema, "example": _example(status)}},
+        }
         for status in statuses
+    }
+
+
+def _example(status: int) -> dict[str, Any]:
+    kind = next(kind for kind, its in STATUS.items() if its == status)
+    return {
+        "type": f"urn:metalscribe:problem:{kind.code}",
+        "title": kind.title,
+        "status": status,
+        "detail": "what is wrong, and how to mend it",
+        "instance": "/",
+        "request_id": "0af7651916cd43dd8448eb211c80319c",
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import resource
 import signal
 import socket
 import time
@@ -54,10 +55,18 @@ def serve(host: str | None = None, port: int | None = None) -> None:
         let_go_unread(Notifier.from_environment())
         raise
     configure_logging(settings.log_level)
+    _allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         failure = runner.run(_serve(settings))
     if failure is not None:
         raise failure
+
+
+def _allow_connections() -> None:
+    """As many descriptors as the machine lets this process have: shells and systemd set 1024, and each follower of a job takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(settings: Settings) -> MetalscribeError | None:

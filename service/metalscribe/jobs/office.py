@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,16 +19,18 @@ from metalscribe.engine.interface import Engine, ModelState
 from metalscribe.errors import MetalscribeError
 from metalscribe.jobs.documents import job_json
 from metalscribe.jobs.feeds import Feeds
+from metalscribe.jobs.metrics import JobMetrics
 from metalscribe.jobs.runner import JobRunner
 from metalscribe.jobs.webhooks import Deliverer, target_of
 from metalscribe.media.addresses import AddressPolicy
+from metalscribe.store.backup import incoming, scratches
 from metalscribe.store.database import Database
 from metalscribe.store.deliveries import DeliveryStore
 from metalscribe.store.identity import ApiKey
 from metalscribe.store.job import Job, JobStatus, NewJob, Quota, Webhook
 from metalscribe.store.jobs import JobStore
 from metalscribe.store.recordings import Recordings
-from metalscribe.store.spool import alive, spool
+from metalscribe.store.spool import alive, spool, sweep
 from metalscribe.transcript import Segment
 
 _TOLD: Final = frozenset({ModelState.READY, ModelState.UNLOADED})
@@ -52,7 +55,13 @@ class JobOffice:
     """The jobs of this process and of all others that share its database and its directory of jobs."""
 
     def __init__(
-        self, engine: Engine, database: Database, options: JobOptions, policy: AddressPolicy, incoming: Path
+        self,
+        engine: Engine,
+        database: Database,
+        options: JobOptions,
+        policy: AddressPolicy,
+        incoming: Path,
+        metrics: JobMetrics,
     ) -> None:
         def lives(owner: str) -> bool:
             return alive(incoming.parent, owner)
@@ -63,8 +72,9 @@ class JobOffice:
         self.deliveries = DeliveryStore(database)
         self.recordings = Recordings(options.directory, reserve=options.reserve_bytes)
         self.feeds = Feeds(self.store)
+        self.metrics = metrics
         self._engine = engine
-        self._deliverer = Deliverer(self.deliveries, policy, owner=incoming.name, alive=lives)
+        self._deliverer = Deliverer(self.deliveries, policy, owner=incoming.name, alive=lives, metrics=metrics)
         self._runner = JobRunner(
             engine,
             self.store,
@@ -73,6 +83,7 @@ class JobOffice:
             owner=incoming.name,
             alive=lives,
             places=options.places,
+            metrics=metrics,
             webhook=_webhook,
             on_webhook=self._deliverer.wake,
         )
@@ -91,6 +102,12 @@ class JobOffice:
         except MetalscribeError:
             return None
         return {status.value: counts.get(status, 0) for status in (JobStatus.QUEUED, JobStatus.RUNNING)}
+
+    async def measure(self) -> None:
+        """Bring the metrics that are gauges up to date."""
+        depth = await self.depth()
+        for status in (JobStatus.QUEUED, JobStatus.RUNNING):
+            self.metrics.jobs.labels(status.value).set(math.nan if depth is None else depth[status.value])
 
     async def start(self) -> None:
         """Take up work, with what was left behind."""
@@ -117,6 +134,7 @@ class JobOffice:
             files = await asyncio.to_thread(self.recordings.candidates)
             left_over = files - await self.store.with_recordings()
             await asyncio.to_thread(self.recordings.sweep, left_over)
+            await asyncio.to_thread(sweep, scratches(self.options.directory))
         except MetalscribeError as error:
             _log.warning("jobs not tidied; tried again in an hour", code=error.code, detail=error.detail)
             return
@@ -194,7 +212,7 @@ def incoming_of(options: JobOptions) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    with spool(options.directory / "incoming") as directory:
+    with spool(incoming(options.directory)) as directory:
         yield directory
 
 

@@ -16,6 +16,7 @@ from metalscribe.engine.interface import Engine
 from metalscribe.errors import EngineFailed, MetalscribeError, RecordingMissing, TryLater
 from metalscribe.jobs.feeds import Feeds
 from metalscribe.jobs.loop import Loop
+from metalscribe.jobs.metrics import JobMetrics
 from metalscribe.jobs.writer import JobWriter
 from metalscribe.store.job import Job, JobStatus, Webhook
 from metalscribe.store.jobs import JobStore
@@ -43,6 +44,7 @@ class JobRunner:
         owner: this process.
         alive: whether another process lives.
         places: how many jobs run at a time.
+        metrics: where ends are counted.
         webhook: what to send when a job has ended.
         on_webhook: called when there is one to be sent.
     """
@@ -57,6 +59,7 @@ class JobRunner:
         owner: str,
         alive: Callable[[str], bool],
         places: int,
+        metrics: JobMetrics,
         webhook: MakeWebhook,
         on_webhook: Callable[[], None],
     ) -> None:
@@ -67,6 +70,7 @@ class JobRunner:
         self._owner = owner
         self._alive = alive
         self._places = places
+        self._metrics = metrics
         self._webhook = webhook
         self._on_webhook = on_webhook
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -223,6 +227,7 @@ class JobRunner:
         webhook = self._webhook(ended, segments)
         if not await writer.persist(lambda: self._store.end(job, self._owner, ended, len(segments), webhook)):
             return  # cancelled at the last moment
+        self._metrics.ended(ended)
         _log.info(
             "job ended",
             job=job.id,

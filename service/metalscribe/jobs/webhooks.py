@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -22,6 +22,7 @@ import structlog
 
 from metalscribe.errors import AddressRefused, InvalidParameter, MetalscribeError
 from metalscribe.jobs.loop import Loop
+from metalscribe.jobs.metrics import JobMetrics
 from metalscribe.media.addresses import AddressPolicy
 from metalscribe.media.network import Resolver
 from metalscribe.media.transport import CheckedTransport, parse_url
@@ -37,6 +38,7 @@ _TOGETHER_PER_TARGET: Final = 2
 _ATTEMPT_SECONDS: Final = 30.0
 _TIMEOUTS: Final = {"connect": 10.0, "read": 20.0, "write": 20.0, "pool": 10.0}
 _LOOK_SECONDS: Final = 2.0
+_AGAIN_SECONDS: Final = 1.0
 _FAILURES_TO_OPEN: Final = 5
 _OPEN_SECONDS: Final = 30.0
 
@@ -101,6 +103,7 @@ class Deliverer:
         policy: which addresses are connected to, the same as for recordings by URL.
         owner: this process.
         alive: whether another process lives.
+        metrics: where attempts are counted.
         resolver: in place of the system's.
     """
 
@@ -111,12 +114,14 @@ class Deliverer:
         *,
         owner: str,
         alive: Callable[[str], bool],
+        metrics: JobMetrics,
         resolver: Resolver | None = None,
     ) -> None:
         self._store = store
         self._policy = policy
         self._owner = owner
         self._alive = alive
+        self._metrics = metrics
         self._resolver = resolver
         self._breakers = Breakers()
         self._sending: dict[str, tuple[asyncio.Task[None], str]] = {}
@@ -173,24 +178,38 @@ class Deliverer:
             delivery=delivery.id, job=delivery.job_id, target=delivery.target, attempt=delivery.attempts + 1
         )
         error = await self._attempt(delivery)
-        try:
-            if error is None:
-                self._breakers.succeeded(delivery.target)
-                await self._store.delivered(delivery)
-                log.info("webhook delivered", event_type=delivery.event)
-                return
-            if self._breakers.failed(delivery.target):
-                log.warning("webhooks' receiver is left alone for a while", seconds=_OPEN_SECONDS)
-            if delivery.attempts < len(BACKOFF):
-                delay = BACKOFF[delivery.attempts]
-                await self._store.postponed(delivery, error, timedelta(seconds=delay))
-                log.warning("webhook failed, tried again", error=error, retry_in=delay)
+        if error is None:
+            self._breakers.succeeded(delivery.target)
+            self._metrics.attempts.labels("delivered").inc()
+            log.info("webhook delivered", event_type=delivery.event)
+            await self._written(delivery, lambda: self._store.delivered(delivery))
+            return
+        if self._breakers.failed(delivery.target):
+            log.warning("webhooks' receiver is left alone for a while", seconds=_OPEN_SECONDS)
+        if delivery.attempts < len(BACKOFF):
+            delay = BACKOFF[delivery.attempts]
+            self._metrics.attempts.labels("postponed").inc()
+            log.warning("webhook failed, tried again", error=error, retry_in=delay)
+            await self._written(delivery, lambda: self._store.postponed(delivery, error, timedelta(seconds=delay)))
+        else:
+            self._metrics.attempts.labels("given_up").inc()
+            log.error("webhook given up; `metalscribe jobs redeliver` sends it again", error=error)
+            await self._written(delivery, lambda: self._store.failed(delivery, error))
+
+    async def _written(self, delivery: Delivery, write: Callable[[], Awaitable[None]]) -> None:
+        """Write an attempt's outcome down, until the database takes it or the service stops: then the next one sends it again."""
+        while True:
+            try:
+                await write()
+            except MetalscribeError as problem:
+                _log.warning(
+                    "webhook's outcome not written down", delivery=delivery.id, code=problem.code, detail=problem.detail
+                )
             else:
-                await self._store.failed(delivery, error)
-                log.error("webhook given up; `metalscribe jobs redeliver` sends it again", error=error)
-        except MetalscribeError as problem:
-            # Not written down: it stays this process's, and is sent again when that has ended. At least once.
-            log.warning("webhook's outcome not written down", code=problem.code, detail=problem.detail)
+                return
+            if self._loop.stopping:
+                return
+            await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _attempt(self, delivery: Delivery) -> str | None:
         """Send it; returns what went wrong, None where nothing did."""

@@ -10,14 +10,13 @@ import os
 import shutil
 import sqlite3
 import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from metalscribe.errors import ConfigurationError, Conflict, MetalscribeError
-from metalscribe.store.spool import alive
+from metalscribe.errors import Conflict, MetalscribeError
+from metalscribe.store.ownership import create_directory, hand_over, owner_for
+from metalscribe.store.spool import closed, spool
 
 DATABASE: Final = "metalscribe.db"
 RECORDINGS: Final = "recordings"
@@ -33,59 +32,64 @@ class BackupFailed(MetalscribeError):
     title = "Backup failed"
 
 
-def back_up(database: Path, jobs: Path, target: Path) -> int:
+def back_up(database: Path, jobs: Path, target: Path | BinaryIO) -> int:
     """Write a backup; returns how many recordings are in it.
 
     Args:
         database: the SQLite file, in use or not.
         jobs: the jobs' directory.
-        target: the tar file to make, of mode 0600; what is there is replaced when the new one is whole.
+        target: the tar file to make, of mode 0600; what is there is replaced when the new one is whole. Or where to write it to.
 
     Raises:
-        BackupFailed: there is no database, or it cannot be read.
+        BackupFailed: there is no database, it cannot be read, or the file cannot be written.
     """
     if not database.is_file():
         raise BackupFailed(f"there is no database at {database}; is METALSCRIBE_STATE_DIR right?")
-    with _scratch(jobs) as scratch:
-        copied, kept = _consistent(database, jobs / RECORDINGS, scratch)
-        part = target.with_name(f".{target.name}.part")
-        part.unlink(missing_ok=True)
-        try:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                with tarfile.open(fileobj=file, mode="w") as archive:
-                    archive.add(copied, DATABASE)
-                    for recording in kept:
-                        archive.add(recording, f"{RECORDINGS}/{recording.name}")
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(target)
-        finally:
-            part.unlink(missing_ok=True)
+    try:
+        with spool(scratches(jobs)) as scratch:
+            copied, kept = _consistent(database, jobs / RECORDINGS, scratch)
+            if isinstance(target, Path):
+                _write_file(target, copied, kept)
+            else:
+                _write(target, copied, kept)
+    except OSError as error:
+        raise BackupFailed(f"the backup cannot be made: {error.strerror}: {error.filename}{_hint(error)}") from error
     return len(kept)
 
 
-def restore(backup: Path, database: Path, jobs: Path) -> int:
+def restore(backup: Path | BinaryIO, database: Path, jobs: Path) -> int:
     """Put a backup's database and recordings in place of those that are there; returns how many recordings it had.
 
     Raises:
         Conflict: a service runs on them.
-        BackupFailed: it is not a backup.
+        BackupFailed: it is not a backup, or cannot be written in its place; then do it again.
     """
-    incoming = jobs / "incoming"
-    if incoming.is_dir() and any(alive(incoming, entry.name) for entry in incoming.iterdir() if entry.is_dir()):
-        raise Conflict("the service runs; stop it first (systemctl stop metalscribe)")
-    for directory in (database.parent, jobs):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _scratch(jobs) as scratch:
+    try:
+        return _restore(backup, database, jobs)
+    except OSError as error:
+        raise BackupFailed(
+            f"the backup cannot be put back: {error.strerror}: {error.filename}{_hint(error)}"
+        ) from error
+
+
+def _restore(backup: Path | BinaryIO, database: Path, jobs: Path) -> int:
+    create_directory(database.parent)
+    with closed(incoming(jobs)) as nobody, spool(scratches(jobs)) as scratch:
+        if not nobody:
+            raise Conflict("the service runs; stop it first (systemctl stop metalscribe)")
+        name = str(backup) if isinstance(backup, Path) else "what was read"
         try:
-            with tarfile.open(backup) as archive:
+            with (
+                tarfile.open(backup) if isinstance(backup, Path) else tarfile.open(fileobj=backup, mode="r|") as archive
+            ):
                 archive.extractall(scratch, filter="data")
-        except (tarfile.TarError, OSError) as error:
-            raise BackupFailed(f"{backup} is not a backup of metalscribe: {error}") from error
-        _check(scratch / DATABASE, backup)
+        except tarfile.TarError as error:
+            raise BackupFailed(f"{name} is not a backup of metalscribe: {error}") from error
+        _check(scratch / DATABASE, name)
         restored = scratch / RECORDINGS
         restored.mkdir(mode=0o700, exist_ok=True)
         count = len(list(restored.iterdir()))
+        hand_over(restored, owner_for(jobs / RECORDINGS))
         shutil.rmtree(jobs / RECORDINGS, ignore_errors=True)
         restored.rename(jobs / RECORDINGS)
         for suffix in ("-wal", "-shm"):
@@ -93,10 +97,41 @@ def restore(backup: Path, database: Path, jobs: Path) -> int:
         part = database.with_name(f".{database.name}.part")
         shutil.copyfile(scratch / DATABASE, part)
         part.chmod(0o600)
+        hand_over(part, owner_for(database))
         _sync(part)
         part.rename(database)
         _sync(database.parent)
     return count
+
+
+def incoming(jobs: Path) -> Path:
+    """Where the processes that share a directory of jobs receive recordings; a service that runs is known by it."""
+    return jobs / "incoming"
+
+
+def scratches(jobs: Path) -> Path:
+    """Where backups are put together; what a killed one left is swept with the next one, and by the service."""
+    return jobs / "backups"
+
+
+def _write_file(target: Path, copied: Path, kept: list[Path]) -> None:
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            _write(file, copied, kept)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, copied: Path, kept: list[Path]) -> None:
+    with tarfile.open(fileobj=file, mode="w|") as archive:
+        archive.add(copied, DATABASE)
+        for recording in kept:
+            archive.add(recording, f"{RECORDINGS}/{recording.name}")
 
 
 def _consistent(database: Path, recordings: Path, scratch: Path) -> tuple[Path, list[Path]]:
@@ -134,7 +169,7 @@ def _pin(recordings: Path, pinned: Path) -> None:
             continue  # pinned already, or gone
 
 
-def _check(copied: Path, backup: Path) -> None:
+def _check(copied: Path, backup: str) -> None:
     try:
         with closing(sqlite3.connect(f"file:{copied}?mode=ro&immutable=1", uri=True)) as connection:
             connection.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -145,16 +180,8 @@ def _check(copied: Path, backup: Path) -> None:
         raise BackupFailed(f"the database in {backup} is damaged: {sound}")
 
 
-@contextmanager
-def _scratch(jobs: Path) -> Iterator[Path]:
-    """A directory beside the recordings, so that they can be linked and moved."""
-    try:
-        jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".backup-", dir=jobs)
-    except PermissionError as error:
-        raise ConfigurationError(f"{jobs}: {error.strerror}; run this as the service's user, or as root") from error
-    with scratch as path:
-        yield Path(path)
+def _hint(error: OSError) -> str:
+    return "; run this as the service's user, or as root" if isinstance(error, PermissionError) else ""
 
 
 def _sync(path: Path) -> None:

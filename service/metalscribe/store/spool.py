@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from metalscribe.store.ownership import create_directory, owner_for
+
 _LOCK: Final = ".lock"
 
 
@@ -24,12 +26,12 @@ def spool(parent: Path) -> Iterator[Path]:
     Raises:
         OSError: the directory cannot be made.
     """
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    create_directory(parent)
     mine = parent / uuid.uuid4().hex
     # One sweeper at a time: a new directory must not be swept before its lock is held.
     with _locked(parent):
         _sweep(parent)
-        mine.mkdir(mode=0o700)
+        create_directory(mine)
         lock = _lock(mine, wait=True)
     try:
         yield mine
@@ -48,6 +50,21 @@ def alive(parent: Path, name: str) -> bool:
         return False  # swept
     os.close(lock)
     return False
+
+
+def sweep(parent: Path) -> None:
+    """Remove what dead processes have left below ``parent``."""
+    if parent.is_dir():
+        with _locked(parent):
+            _sweep(parent)
+
+
+@contextmanager
+def closed(parent: Path) -> Iterator[bool]:
+    """Let no process come to ``parent`` while the block runs; says whether none was there."""
+    create_directory(parent)
+    with _locked(parent):
+        yield not any(alive(parent, entry.name) for entry in parent.iterdir() if entry.is_dir())
 
 
 @contextmanager
@@ -74,8 +91,12 @@ def _sweep(parent: Path) -> None:
 
 
 def _lock(directory: Path, *, wait: bool) -> int:
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    path = directory / _LOCK
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        owner = owner_for(path)
+        if owner is not None:
+            os.fchown(descriptor, *owner)
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BaseException:
         os.close(descriptor)

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from metalscribe.errors import ConfigurationError, StorageFull
 from metalscribe.store.failures import NOT_WRITABLE, locked
+from metalscribe.store.ownership import create_directory, owner_for
 
 READ_ONLY = "metalscribe_read_only"
 """Execution option of a connection that will only read."""
@@ -34,7 +35,7 @@ def create_file(path: Path) -> None:
         StorageFull: the disk is full.
     """
     try:
-        _create_directory(path.parent)
+        create_directory(path.parent)
         _create_private(path)
     except OSError as error:
         raise _explained(error) from error
@@ -122,40 +123,17 @@ async def wait_for_lock(attempt: Callable[[], bool], timeout: float) -> None:  #
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _create_directory(directory: Path) -> None:
-    if directory.is_dir():
-        return
-    _create_directory(directory.parent)
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        if not directory.is_dir():
-            raise
-        return  # another process was faster
-    owner = _owner_for(directory)
-    if owner is not None:
-        os.chown(directory, *owner, follow_symlinks=False)
-
-
 def _create_private(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return
     try:
-        owner = _owner_for(path)
+        owner = owner_for(path)
         if owner is not None:
             os.fchown(descriptor, *owner)
     finally:
         os.close(descriptor)
-
-
-def _owner_for(path: Path) -> tuple[int, int] | None:
-    if os.geteuid() != 0:
-        return None
-    parent = path.parent.stat()
-    # Not in a directory that everybody may write, such as /tmp: its owner has nothing to do with us.
-    return None if parent.st_mode & 0o002 else (parent.st_uid, parent.st_gid)
 
 
 def _try_lock(descriptor: int) -> bool:
