@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import ipaddress
+import itertools
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -22,6 +23,7 @@ from starlette.responses import Response
 
 from metalscribe.api import health, jobs, metrics, model, native, problems
 from metalscribe.api.auth import Authenticator
+from metalscribe.api.documents import correct
 from metalscribe.api.limits import RateLimits
 from metalscribe.api.requests import RequestLog
 from metalscribe.api.services import Services
@@ -149,11 +151,12 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         )
         app.state.services = services
         app.state.limits = limits
-        app.include_router(native.router(services))
-        app.include_router(jobs.router(services))
-        app.include_router(health.router(services))
-        app.include_router(model.router(services))
-        app.include_router(metrics.router(services, registry))
+        app.state.routers = [
+            *(part.router(services) for part in (native, jobs, health, model)),
+            metrics.router(services, registry),
+        ]
+        for router in app.state.routers:
+            app.include_router(router)
         stack.push_async_callback(engine.close)
         await engine.start()
         if settings.preload:
@@ -228,6 +231,7 @@ def _document_keys(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generate()
+        correct(document, itertools.chain.from_iterable(router.routes for router in app.state.routers))
         document.setdefault("components", {})["securitySchemes"] = {
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             "bearer": {"type": "http", "scheme": "bearer"},

@@ -111,9 +111,9 @@ def test_submit_and_poll(shell: Shell, sample_text: str) -> None:
 
 
 def test_submit_with_every_field(shell: Shell, hooks: Receiver) -> None:
-    job_id = submitted(shell, f'-F language=en -F task=translate -F "webhook_url={hooks.url}/done"')
+    job_id = submitted(shell, f'-F language=en -F task=transcribe -F "webhook_url={hooks.url}/done"')
     job = polled(shell, job_id)
-    assert (job["status"], job["language"], job["task"]) == ("done", "en", "translate")
+    assert (job["status"], job["language"], job["task"]) == ("done", "en", "transcribe")
     (told,) = wait_for(lambda: [hook for hook in hooks.at("/done") if hook.event == "job_done"], "the webhook")
     assert told.document == job
 
