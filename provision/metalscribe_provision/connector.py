@@ -35,6 +35,7 @@ from metalscribe_provision.ansible_inventory import (
     parse_inventory,
     unresolved,
 )
+from metalscribe_provision.transport import prompt_transport
 
 _ENVIRONMENT: Final = {
     "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",  # whatever ansible.cfg prefers to look at
@@ -123,7 +124,7 @@ def _resolved(file: str, hosts: Sequence[InventoryHost]) -> Iterator[tuple[Inven
 
 def _data(host: InventoryHost, reached: Connection) -> dict[str, Any]:
     variables = {name: value for name, value in host.variables.items() if name not in SECRETS}
-    data = {**reached.data, **variables}
+    data = {"ssh_paramiko_connect_kwargs": {"transport_factory": prompt_transport}, **reached.data, **variables}
     if reached.configuration:
         base = str(data.get("ssh_config_file", "~/.ssh/config"))
         data["ssh_config_file"] = str(_written(configuration_file(host.name, reached, base)))
