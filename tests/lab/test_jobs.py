@@ -129,9 +129,10 @@ def test_an_operator_sees_jobs_and_keeps_them(host: Container, api: Client, minu
     assert api.ask(f"/jobs/{job_id}", method="DELETE").status == 204
     assert api.ask(f"/jobs/{job_id}").status == 404
 
-    host.run("systemctl stop metalscribe.service")
-    host.run("metalscribe restore - < /root/metalscribe.tar")
-    host.run("systemctl start metalscribe.service")
+    put_back = host.run(
+        "systemctl stop metalscribe.service; metalscribe restore - < /root/metalscribe.tar; systemctl start metalscribe.service"
+    )
+    assert "1 recording " in put_back.stderr
     assert ended(api, job_id)["text"] == done["text"]
     assert host.run(f"metalscribe jobs export {job_id}").stdout.strip() == done["text"]
     host.run("metalscribe doctor")

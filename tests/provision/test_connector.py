@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from metalscribe_provision.ansible_connection import Connection, configuration_f
 from metalscribe_provision.ansible_inventory import messages, parse_debug, parse_inventory, unresolved
 from metalscribe_provision.connector import AnsibleInventoryConnector
 from metalscribe_provision.hostdata import parse_host_data
+from metalscribe_provision.transport import prompt_transport
 
 INVENTORY = Path(__file__).parent / "inventory"
 PASSWORD = "ANSIBLE_VAULT_PASSWORD_FILE"
@@ -76,7 +78,8 @@ def test_variables_of_groups_hosts_and_the_vault_arrive(hosts: dict[str, Host]) 
 
 
 def test_a_template_of_somebody_else_is_left_alone(hosts: dict[str, Host]) -> None:
-    assert hosts["web1"][0] == {"motto": "{{ ansible_facts.hostname }}"}
+    data = {name: value for name, value in hosts["web1"][0].items() if not name.startswith("ssh_")}
+    assert data == {"motto": "{{ ansible_facts.hostname }}"}
 
 
 def test_a_jump_host_is_in_the_configuration_file_that_pyinfra_reads(hosts: dict[str, Host]) -> None:
@@ -367,3 +370,20 @@ ERROR: Ansible requires the locale encoding to be UTF-8
             "Error parsing host definition 'a token=… b=…': No closing quotation",
         ],
     )
+
+
+# --- the connection itself ---
+
+
+def test_commands_are_sent_at_once_and_files_by_the_fastest_cipher() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as connection:
+        transport = prompt_transport(connection, disabled_algorithms={"ciphers": ["aes128-gcm@openssh.com"]})
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert transport.preferred_ciphers[0] == "aes256-gcm@openssh.com"
+        assert "aes128-ctr" in transport.preferred_ciphers
+
+
+def test_what_leads_through_a_jump_host_need_not_be_tcp() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        assert prompt_transport(near).sock is near

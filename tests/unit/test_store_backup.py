@@ -170,11 +170,19 @@ async def test_what_is_no_backup_changes_nothing(place: Place, tmp_path: Path) -
     for file in (text, empty, other):
         with pytest.raises(BackupFailed, match=file.name):
             restore(file, place.database_file, place.jobs)
-    climbing = tmp_path / "climbing.tar"
-    with tarfile.open(climbing, "w") as archive:
-        archive.add(text, "../../escaped")
-    with pytest.raises(BackupFailed):
-        restore(climbing, place.database_file, place.jobs)
+    for number, name in enumerate(("../../escaped", "/escaped", "recordings/../escaped", "recordings/a/b", "other.db")):
+        climbing = tmp_path / f"climbing-{number}.tar"
+        with tarfile.open(climbing, "w") as archive:
+            archive.add(text, name)
+        with pytest.raises(BackupFailed, match="it has"):
+            restore(climbing, place.database_file, place.jobs)
+    linking = tmp_path / "linking.tar"
+    with tarfile.open(linking, "w") as archive:
+        link = tarfile.TarInfo("metalscribe.db")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(BackupFailed, match="it has"):
+        restore(linking, place.database_file, place.jobs)
     assert not list(tmp_path.rglob("escaped"))
     assert place.database_file.read_bytes() == before
     assert [path.name for path in (place.jobs / "recordings").iterdir()] == ["a"]

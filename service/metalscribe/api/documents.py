@@ -93,7 +93,7 @@ def correct(document: dict[str, Any], routes: Iterable[BaseRoute]) -> None:
     for route in routes:
         if not isinstance(route, APIRoute) or not route.include_in_schema:
             continue
-        for method in route.methods:
+        for method in route.methods or ():
             answers = document["paths"][route.path_format][method.lower()]["responses"]
             if HTTPStatus.UNPROCESSABLE_ENTITY not in route.responses:
                 answers.pop(str(HTTPStatus.UNPROCESSABLE_ENTITY.value), None)

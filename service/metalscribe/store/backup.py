@@ -7,6 +7,7 @@ then the database is copied, and the pinned recordings of the jobs that wait or 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import tarfile
@@ -22,6 +23,7 @@ DATABASE: Final = "metalscribe.db"
 RECORDINGS: Final = "recordings"
 
 _ATTEMPTS: Final = 10
+_RECORDING: Final = re.compile(r"[0-9A-Za-z-]+")
 _OPEN_JOBS: Final = "SELECT id FROM jobs WHERE status IN ('queued', 'running')"
 
 
@@ -78,16 +80,14 @@ def _restore(backup: Path | BinaryIO, database: Path, jobs: Path) -> int:
         if not nobody:
             raise Conflict("the service runs; stop it first (systemctl stop metalscribe)")
         name = str(backup) if isinstance(backup, Path) else "what was read"
+        restored = scratch / RECORDINGS
+        restored.mkdir(mode=0o700)
         try:
-            with (
-                tarfile.open(backup) if isinstance(backup, Path) else tarfile.open(fileobj=backup, mode="r|") as archive
-            ):
-                archive.extractall(scratch, filter="data")
+            with _opened(backup) as archive:
+                _unpack(archive, scratch)
         except tarfile.TarError as error:
             raise BackupFailed(f"{name} is not a backup of metalscribe: {error}") from error
         _check(scratch / DATABASE, name)
-        restored = scratch / RECORDINGS
-        restored.mkdir(mode=0o700, exist_ok=True)
         count = len(list(restored.iterdir()))
         hand_over(restored, owner_for(jobs / RECORDINGS))
         shutil.rmtree(jobs / RECORDINGS, ignore_errors=True)
@@ -132,6 +132,22 @@ def _write(file: BinaryIO, copied: Path, kept: list[Path]) -> None:
         archive.add(copied, DATABASE)
         for recording in kept:
             archive.add(recording, f"{RECORDINGS}/{recording.name}")
+
+
+def _opened(backup: Path | BinaryIO) -> tarfile.TarFile:
+    return tarfile.open(backup) if isinstance(backup, Path) else tarfile.open(fileobj=backup, mode="r|")
+
+
+def _unpack(archive: tarfile.TarFile, scratch: Path) -> None:
+    """What :func:`_write` has packed, and nothing else. By hand: Python before 3.11.4 has no filters, and no name here is trusted."""
+    for member in archive:
+        folder, _, name = member.name.rpartition("/")
+        expected = folder == RECORDINGS and _RECORDING.fullmatch(name) if folder else name == DATABASE
+        content = archive.extractfile(member) if member.isfile() and expected else None
+        if content is None:
+            raise tarfile.ExtractError(f"it has {member.name!r}")
+        with (scratch / member.name).open("xb") as file:
+            shutil.copyfileobj(content, file)
 
 
 def _consistent(database: Path, recordings: Path, scratch: Path) -> tuple[Path, list[Path]]:
