@@ -67,7 +67,7 @@ def postgresql() -> Iterator[Server]:
     pytest.importorskip("psycopg", reason="psycopg, the driver for PostgreSQL, is not installed")
     bin_dir = binaries()
     if bin_dir is None:
-        pytest.skip("PostgreSQL's initdb is not installed")
+        pytest.skip("PostgreSQL's initdb is not installed: apt install postgresql")
     user = unprivileged_user()
     directory = Path(tempfile.mkdtemp())
     if user is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 
 import httpx
@@ -193,14 +194,27 @@ def test_a_stream_ends_when_the_job_is_cancelled(client: httpx.Client, long_wav:
 # --- calling off ------------------------------------------------------------------------------------------------------
 
 
-def test_cancelling_a_running_job_frees_the_engine(service: Service, client: httpx.Client, long_wav: bytes) -> None:
+def batches(client: httpx.Client) -> float:
+    """How many batches the model has done."""
+    (line,) = re.findall(r'(?m)^metalscribe_batch_seconds_count\{model="demo"\} (\S+)$', client.get("/metrics").text)
+    return float(line)
+
+
+def test_cancelling_a_running_job_frees_the_engine_within_a_batch(
+    service: Service, client: httpx.Client, long_wav: bytes
+) -> None:
     job_id = submit(client, long_wav, "long.wav")
     wait_for(lambda: job(client, job_id)["segments"], "the first segments")
     running = job(client, job_id)
     assert running["status"] == "running"
     assert 0 < running["progress"] < 100
+    before = batches(client)
     assert client.delete(f"/jobs/{job_id}").status_code == 204
-    wait_for(service.idle, "the queue to empty", 10)
+    left = service.queue()
+    assert (left["chunks_waiting"], left["requests"]) == (0, 0), "nothing of it waits for the model any more"
+    wait_for(service.idle, "the batches under way to end", 10)
+    # Those under way when it was cancelled, two side by side on a processor, and one that ended while we looked.
+    assert batches(client) - before <= 3
     assert not recordings(service)
     cancelled = job(client, job_id)
     assert cancelled["status"] == "cancelled"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -82,6 +84,43 @@ def test_a_receiver_that_comes_back_gets_it_with_the_seeds_pauses(
     pauses = [after.at - before.at for before, after in itertools.pairwise(told)]
     for pause, least in zip(pauses, (1, 2, 4), strict=True):
         assert pause >= least
+
+
+def test_a_receiver_that_is_gone_for_three_attempts_and_then_back(
+    permitted: Service, caller: httpx.Client, sample: bytes
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    job_id = submit(caller, sample, webhook_url=f"http://127.0.0.1:{port}/gone")
+
+    def attempts() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = show(permitted, job_id)["webhooks"]
+        return found
+
+    (hook,) = wait_for(lambda: (found := attempts()) and found[0]["attempts"] >= 3 and found, "three attempts")
+    assert (hook["status"], hook["error"].partition(":")[0]) == ("pending", "ConnectError")
+    with receiver(port) as back:
+        (told,) = wait_for(lambda: jobs_told(back, "/gone"), "the webhook")
+        assert told.document["id"] == job_id
+        wait_for(lambda: attempts()[0]["status"] == "delivered", "the outcome")
+
+
+def test_a_slow_receiver_holds_up_nobody_else(caller: httpx.Client, hooks: Receiver, sample: bytes) -> None:
+    def slowly(one: Received, _: int) -> tuple[int, Mapping[str, str]]:
+        time.sleep(3 if one.path == "/slow" else 0)
+        return 200, {}
+
+    hooks.behaviour = slowly
+    with receiver() as prompt:  # on another port, so another receiver
+        for _ in range(4):
+            submit(caller, sample, webhook_url=f"{hooks.url}/slow")
+        last = submit(caller, sample, webhook_url=f"{prompt.url}/prompt")
+        ended(caller, last)
+        begin = time.monotonic()
+        wait_for(lambda: jobs_told(prompt, "/prompt"), "the other's webhook")
+        assert time.monotonic() - begin < 3
+        told = wait_for(lambda: len(found := jobs_told(hooks, "/slow")) == 4 and found, "the slow one's webhooks")
+    assert max(one.at for one in told) - min(one.at for one in told) > 2.5, "two at a time"
 
 
 def test_one_that_redirects_or_refuses_is_given_up_and_sent_again_by_order(

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from metalscribe.errors import MetalscribeError, NotFound
+from metalscribe.jobs.whole import whole
 from metalscribe.store.job import Job
 from metalscribe.store.jobs import JobStore
 from metalscribe.transcript import Segment
@@ -80,7 +81,7 @@ class Feeds:
         feed.followers += 1
         try:
             if feed.version == 0:
-                await feed.refresh(self._store)
+                await whole(feed.refresh(self._store))  # a follower may hang up at any moment
             if self._polling is None or self._polling.done():
                 self._polling = asyncio.create_task(self._poll(), name="job feeds")
             yield feed
@@ -103,7 +104,7 @@ class Feeds:
 
     async def _refresh(self, feed: Feed) -> None:
         try:
-            await feed.refresh(self._store)
+            await whole(feed.refresh(self._store))
         except MetalscribeError as error:
             _log.warning("followers of a job hear of it later", code=error.code, detail=error.detail)
 

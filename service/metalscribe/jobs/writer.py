@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import structlog
 
 from metalscribe.errors import MetalscribeError
+from metalscribe.jobs.whole import whole
 from metalscribe.store.job import Advance, Job
 from metalscribe.store.jobs import JobStore
 from metalscribe.transcript import ChunkDone, Done, Event, LanguageDetected, Progress, Segment, SegmentsReady
@@ -93,7 +94,7 @@ class JobWriter:
         attempt = 0
         while True:
             try:
-                return await _whole(write())
+                return await whole(write())
             except MetalscribeError as error:
                 delay = _PATIENCE[min(attempt, len(_PATIENCE) - 1)]
                 attempt += 1
@@ -130,13 +131,3 @@ class JobWriter:
             language_probability=language.probability if language else None,
             duration=self._duration,
         )
-
-
-async def _whole(write: Awaitable[_T]) -> _T:
-    """Wait for a transaction to its end, also when cancelled: one that is cut off midway can hang its connection."""
-    task = asyncio.ensure_future(write)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
