@@ -21,7 +21,7 @@ from .receiver import receiver
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(1500)]
 
-JOBS = int(os.environ.get("JOBS", "40"))
+JOBS = int(os.environ.get("JOBS", "24"))
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from metalscribe.engine.interface import Engine, ModelState
 from metalscribe.errors import MetalscribeError
 from metalscribe.jobs.documents import job_json
 from metalscribe.jobs.feeds import Feeds
+from metalscribe.jobs.loop import Loop
 from metalscribe.jobs.metrics import JobMetrics
 from metalscribe.jobs.runner import JobRunner
 from metalscribe.jobs.webhooks import Deliverer, target_of
@@ -35,6 +36,8 @@ from metalscribe.transcript import Segment
 
 _TOLD: Final = frozenset({ModelState.READY, ModelState.UNLOADED})
 """What of the models' lives webhooks tell."""
+
+_HOUSEKEEPING_SECONDS: Final = 15.0
 
 _log = structlog.get_logger(__name__)
 
@@ -87,6 +90,7 @@ class JobOffice:
             webhook=_webhook,
             on_webhook=self._deliverer.wake,
         )
+        self._housekeeping = Loop("jobs' housekeeping", self._keep_house)
         self._stop = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
 
@@ -116,9 +120,11 @@ class JobOffice:
             self._listening = asyncio.create_task(self._tell_of_models(), name="models' webhooks")
             self._deliverer.start()
             self._runner.start()
+            self._housekeeping.start()
 
     async def close(self) -> None:
         """Stop; what runs goes on with the next start, or in another process."""
+        await self._housekeeping.close()
         await self._runner.close()
         await self._deliverer.close()
         await self.feeds.close()
@@ -140,6 +146,12 @@ class JobOffice:
             return
         if forgotten or left_over:
             _log.info("jobs tidied", forgotten=forgotten, recordings_left_over=len(left_over))
+
+    async def _keep_house(self) -> float:
+        """Tidy when a process has died: it may have ended a job, and not lived to remove its recording."""
+        if await asyncio.to_thread(sweep, self.incoming.parent):
+            await self.tidy()
+        return _HOUSEKEEPING_SECONDS
 
     async def accept(
         self, key: ApiKey, upload: Path, *, name: str, size: int, options: Mapping[str, Any], webhook_url: str | None

@@ -52,11 +52,12 @@ def alive(parent: Path, name: str) -> bool:
     return False
 
 
-def sweep(parent: Path) -> None:
-    """Remove what dead processes have left below ``parent``."""
-    if parent.is_dir():
-        with _locked(parent):
-            _sweep(parent)
+def sweep(parent: Path) -> int:
+    """Remove what dead processes have left below ``parent``; returns how many there were."""
+    if not parent.is_dir():
+        return 0
+    with _locked(parent):
+        return _sweep(parent)
 
 
 @contextmanager
@@ -76,7 +77,8 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _sweep(parent: Path) -> None:
+def _sweep(parent: Path) -> int:
+    dead = 0
     for entry in parent.iterdir():
         if not entry.is_dir() or entry.is_symlink():
             if entry.name != _LOCK:
@@ -88,6 +90,8 @@ def _sweep(parent: Path) -> None:
             continue  # its process lives
         shutil.rmtree(entry, ignore_errors=True)
         os.close(lock)
+        dead += 1
+    return dead
 
 
 def _lock(directory: Path, *, wait: bool) -> int:
