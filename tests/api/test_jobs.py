@@ -97,6 +97,19 @@ def test_another_keys_job_does_not_exist(service: Service, client: httpx.Client)
     assert ended(client, job_id)["status"] == "done"
 
 
+def test_an_admins_key_sees_them_all(service: Service, client: httpx.Client) -> None:
+    theirs = service.client(service.new_key("somebody"))
+    job_id = submit(theirs, silence(), "silence.wav")
+    ended(theirs, job_id)
+    assert job(client, job_id)["status"] == "done"
+    assert job_id not in [one["id"] for one in client.get("/jobs").json()["jobs"]], "its own, unless it asks"
+    every = {one["id"]: one for one in client.get("/jobs", params={"all": "true", "limit": 500}).json()["jobs"]}
+    assert every[job_id]["key_id"] in service.keys("list", "--json")
+    problem(theirs.get("/jobs", params={"all": "true"}), 403, "forbidden")
+    assert client.delete(f"/jobs/{job_id}").status_code == 204
+    problem(theirs.get(f"/jobs/{job_id}"), 404, "not_found")
+
+
 def test_without_a_key_there_are_no_jobs(service: Service, sample: bytes) -> None:
     nobody = service.client(None)
     problem(nobody.post("/jobs", files={"audio": ("a.flac", sample)}), 401)

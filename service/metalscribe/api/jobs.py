@@ -22,7 +22,7 @@ from metalscribe.api.services import Services
 from metalscribe.api.streams import event_stream, until
 from metalscribe.api.uploads import receive
 from metalscribe.api.work import fingerprint
-from metalscribe.errors import Conflict, InvalidParameter, NotFound
+from metalscribe.errors import Conflict, Forbidden, InvalidParameter, NotFound
 from metalscribe.jobs.documents import job_json, transcript_of
 from metalscribe.jobs.feeds import Feed, Feeds
 from metalscribe.jobs.webhooks import target_of
@@ -57,6 +57,9 @@ class _Page(BaseModel):
 
     status: JobStatus | None = None
     """Only jobs in this state."""
+
+    all: bool = False
+    """The jobs of every key, each with its `key_id`; for keys with the scope `admin`."""
 
 
 class _Shape(BaseModel):
@@ -123,11 +126,13 @@ def router(services: Services) -> APIRouter:
     )
     async def listed(request: Request, key: ApiKey = authenticated) -> Response:
         page = validated(_Page, request.query_params)
-        jobs = await office.store.page(key.id, limit=page.limit + 1, before=page.cursor, status=page.status)
+        if page.all and Scope.ADMIN not in key.scopes:
+            raise Forbidden(f"the key {key.name!r} lacks the scope 'admin', and sees its own jobs only: leave all out")
+        whose = None if page.all else key.id
+        jobs = await office.store.page(whose, limit=page.limit + 1, before=page.cursor, status=page.status)
         shown, more = jobs[: page.limit], len(jobs) > page.limit
-        return JSONResponse(
-            {"jobs": [job_json(job, None) for job in shown], "next": shown[-1].number if more else None}
-        )
+        documents = [{**job_json(job, None), **({"key_id": job.key_id} if page.all else {})} for job in shown]
+        return JSONResponse({"jobs": documents, "next": shown[-1].number if more else None})
 
     @routes.get(
         "/jobs/{job_id}",
@@ -138,7 +143,7 @@ def router(services: Services) -> APIRouter:
     )
     async def shown(request: Request, job_id: str, key: ApiKey = authenticated) -> Response:
         shape = validated(_Shape, request.query_params)
-        job = await office.store.get(_checked_id(job_id), key.id)
+        job = await office.store.get(_checked_id(job_id), _whose(key))
         if shape.format is Format.JSON:
             return JSONResponse(job_json(job, await office.store.segments(job)))
         if job.status is not JobStatus.DONE:
@@ -157,7 +162,7 @@ def router(services: Services) -> APIRouter:
     )
     async def cancelled(request: Request, job_id: str, key: ApiKey = authenticated) -> Response:
         validated(_Nothing, request.query_params)
-        await office.cancel(_checked_id(job_id), key.id)
+        await office.cancel(_checked_id(job_id), _whose(key))
         return Response(status_code=204)
 
     @routes.get(
@@ -173,7 +178,7 @@ def router(services: Services) -> APIRouter:
     )
     async def followed(request: Request, job_id: str, key: ApiKey = authenticated) -> Response:
         validated(_Nothing, request.query_params)
-        job = await office.store.get(_checked_id(job_id), key.id)
+        job = await office.store.get(_checked_id(job_id), _whose(key))
         seen, ended = _position(request.headers.get(_LAST_EVENT))
         if ended:
             return Response(status_code=204)  # which tells a browser to stay away
@@ -213,6 +218,11 @@ def _kept(wanted: TranscriptionRequest) -> dict[str, Any]:
         "audio_track": wanted.audio_track,
         "model": wanted.model,
     }
+
+
+def _whose(key: ApiKey) -> str | None:
+    """Whose jobs a key may look at and call off: its own, or with the scope ``admin`` (None) everybody's."""
+    return None if Scope.ADMIN in key.scopes else key.id
 
 
 def _declared(request: Request) -> int:
