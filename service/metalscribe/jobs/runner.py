@@ -144,8 +144,10 @@ class JobRunner:
             task.add_done_callback(partial(self._ended, job.id))
             await self._feeds.tell(job.id)
 
-    def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         del self._running[job_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("job met an unexpected error at its end", job=job_id, exc_info=error)
         self._loop.wake()
 
     async def _run(self, job: Job, checkpoints: Mapping[int, bytes]) -> None:
@@ -225,8 +227,21 @@ class JobRunner:
 
     async def _end(self, job: Job, writer: JobWriter, ended: Job, segments: tuple[Segment, ...]) -> None:
         webhook = self._webhook(ended, segments)
-        if not await writer.persist(lambda: self._store.end(job, self._owner, ended, len(segments), webhook)):
-            return  # cancelled at the last moment
+        await writer.persist(lambda: self._concluded(job, ended, len(segments), webhook))
+
+    async def _concluded(self, job: Job, ended: Job, segments: int, webhook: Webhook | None) -> bool:
+        """Write a job's end down with all that follows from it; False where it was not this process's to end any more.
+
+        Never cut off in the middle (:meth:`JobWriter.persist`): who looks at the database in between finds a job that has ended, and
+        calls this task off.
+        """
+        if not await self._store.end(job, self._owner, ended, segments, webhook):
+            # Cancelled; or written down by an earlier attempt, whose answer a broken connection has swallowed.
+            if all(now.status.final for now in await self._store.several([job.id])):
+                await asyncio.to_thread(self._recordings.remove, job.id)
+                await self._feeds.tell(job.id)
+                self._on_webhook()
+            return False
         self._metrics.ended(ended)
         _log.info(
             "job ended",
@@ -240,6 +255,7 @@ class JobRunner:
         await self._feeds.tell(job.id)
         if webhook is not None:
             self._on_webhook()
+        return True
 
 
 def request_of(job: Job, recordings: Recordings, checkpoints: Mapping[int, bytes]) -> TranscriptionRequest:
