@@ -94,8 +94,8 @@ async def test_an_end_that_is_seen_before_it_is_answered_is_carried_through(
     place.runner.start()
     await until(lambda: _is(place, JobStatus.DONE))
     await until(lambda: _gone(place))
-    assert not place.runner.running
     await place.runner.close()
+    assert not place.runner.running
     await place.database.close()
 
 
