@@ -15,7 +15,7 @@ from bench.workloads.workload import Groups
 
 _ALONE: Final = 5
 _CHUNKS_ALLOWED: Final = 1.5
-_UNDER_WAY_SECONDS: Final = 5.0
+_UNDER_WAY_SECONDS: Final = 3.0
 """After which the jobs have been decoded far enough to keep the model busy."""
 
 _TIMES_ALONE: Final = 3.0
