@@ -23,7 +23,11 @@ from metalscribe.transcript import Done, Event, Segment, Statistics, Transcript,
 
 OPTIONS = {
     **dict.fromkeys(("language", "prompt", "hotwords", "model")),
-    "task": "transcribe", "mode": "fast", "vad": True, "word_timestamps": False, "audio_track": 0,
+    "task": "transcribe",
+    "mode": "fast",
+    "vad": True,
+    "word_timestamps": False,
+    "audio_track": 0,
 }
 
 
