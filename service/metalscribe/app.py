@@ -164,7 +164,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             await engine.settled(_PRELOAD_PATIENCE_SECONDS)
         stack.push_async_callback(office.close)
         await office.start()
-        await stack.enter_async_context(_purging(answers, keeping, office))
+        await stack.enter_async_context(_purging(answers, keeping))
         yield
 
 
@@ -271,8 +271,8 @@ async def _rate_limited(request: Request, error: Exception) -> Response:
 
 
 @asynccontextmanager
-async def _purging(answers: IdempotencyStore, keeping: timedelta, office: JobOffice) -> AsyncIterator[None]:
-    """Forget old answers and old jobs now and every hour.
+async def _purging(answers: IdempotencyStore, keeping: timedelta) -> AsyncIterator[None]:
+    """Forget old answers now and every hour.
 
     The task is told to end and waited for, not cancelled: a database call that is cut off midway can hang its connection.
     """
@@ -287,8 +287,6 @@ async def _purging(answers: IdempotencyStore, keeping: timedelta, office: JobOff
             with suppress(TimeoutError):
                 async with asyncio.timeout(3600):
                     await stop.wait()
-            if not stop.is_set():
-                await office.tidy()
 
     task = asyncio.create_task(purge(), name="purge")
     try:

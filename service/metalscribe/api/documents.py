@@ -38,6 +38,15 @@ SEGMENT: Final[Mapping[str, Any]] = {
         "compression_ratio": {"type": ["number", "null"]},
     },
 }
+TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+LAST_EVENT: Final = "Last-Event-ID"
+LAST_EVENT_PARAMETER: Final = {
+    "name": LAST_EVENT,
+    "in": "header",
+    "required": False,
+    "description": "The id of the last event seen; what came after it is sent first.",
+    "schema": {"type": "string"},
+}
 IDEMPOTENCY: Final[Mapping[str, Any]] = {
     "name": "Idempotency-Key",
     "in": "header",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -15,12 +16,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from metalscribe.api import examples
-from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, object_of, properties_of, texts
-from metalscribe.api.options import TranscriptionOptions, blank_is_none, parse_options, validated
+from metalscribe.api.documents import (
+    IDEMPOTENCY,
+    LAST_EVENT,
+    LAST_EVENT_PARAMETER,
+    SEGMENT,
+    TEXT_OR_NULL,
+    in_query,
+    object_of,
+    properties_of,
+    texts,
+)
+from metalscribe.api.options import NoParameters, TranscriptionOptions, blank_is_none, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
 from metalscribe.api.streams import event_stream, until
-from metalscribe.api.uploads import receive
+from metalscribe.api.uploads import declared_length, receive
 from metalscribe.api.work import fingerprint
 from metalscribe.errors import Conflict, Forbidden, InvalidParameter, NotFound
 from metalscribe.jobs.documents import job_json, transcript_of
@@ -31,7 +42,6 @@ from metalscribe.store.identity import ApiKey, Scope
 from metalscribe.store.job import Job, JobStatus
 from metalscribe.transcript import Task, TranscriptionRequest
 
-_LAST_EVENT: Final = "Last-Event-ID"
 _ENDED: Final = "end"
 _NEWLINE: Final = "\n"
 _PROBLEMS: Final = (400, 401, 403, 408, 413, 422, 429, 500, 503, 507)
@@ -71,12 +81,6 @@ class _Shape(BaseModel):
     """The job as JSON, or its transcript as text or subtitles once it is done."""
 
 
-class _Nothing(BaseModel):
-    """A path without parameters."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 def router(services: Services) -> APIRouter:
     """The dialect's routes."""
     routes = APIRouter(tags=["jobs"])
@@ -94,7 +98,7 @@ def router(services: Services) -> APIRouter:
     async def submit(request: Request, key: ApiKey = authenticated) -> Response:
         early = parse_options(JobParameters, request.query_params.multi_items(), {})
         _checked(services, early)
-        office.recordings.check_room(_declared(request))
+        await asyncio.to_thread(office.recordings.check_room, declared_length(request) or 0)
         async with AsyncExitStack() as stack:
             with services.place_to_receive():
                 upload = await stack.enter_async_context(
@@ -161,7 +165,7 @@ def router(services: Services) -> APIRouter:
         responses=documented(400, 401, 403, 404, 429, 503),
     )
     async def cancelled(request: Request, job_id: str, key: ApiKey = authenticated) -> Response:
-        validated(_Nothing, request.query_params)
+        validated(NoParameters, request.query_params)
         await office.cancel(_checked_id(job_id), _whose(key))
         return Response(status_code=204)
 
@@ -174,12 +178,12 @@ def router(services: Services) -> APIRouter:
             204: {"description": "The end was seen already"},
             **documented(400, 401, 403, 404, 429, 503),
         },
-        openapi_extra={"parameters": [_LAST_EVENT_PARAMETER]},
+        openapi_extra={"parameters": [LAST_EVENT_PARAMETER]},
     )
     async def followed(request: Request, job_id: str, key: ApiKey = authenticated) -> Response:
-        validated(_Nothing, request.query_params)
+        validated(NoParameters, request.query_params)
         job = await office.store.get(_checked_id(job_id), _whose(key))
-        seen, ended = _position(request.headers.get(_LAST_EVENT))
+        seen, ended = _position(request.headers.get(LAST_EVENT))
         if ended:
             return Response(status_code=204)  # which tells a browser to stay away
         return event_stream(until(services.stopping, _follow(office.feeds, job, seen)))
@@ -223,11 +227,6 @@ def _kept(wanted: TranscriptionRequest) -> dict[str, Any]:
 def _whose(key: ApiKey) -> str | None:
     """Whose jobs a key may look at and call off: its own, or with the scope ``admin`` (None) everybody's."""
     return None if Scope.ADMIN in key.scopes else key.id
-
-
-def _declared(request: Request) -> int:
-    text = request.headers.get("content-length", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
 def _checked_id(text: str) -> str:
@@ -277,21 +276,20 @@ def _event(kind: str, mark: str, data: dict[str, Any]) -> ServerSentEvent:
 
 # --- documentation ----------------------------------------------------------------------------------------------------
 
-_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
 _FACTS: Final = {
     "id": {"type": "string", "format": "uuid"},
     "status": {"type": "string", "enum": [status.value for status in JobStatus]},
     "name": {"type": "string"},
-    "language": _TEXT_OR_NULL,
+    "language": TEXT_OR_NULL,
     "task": {"type": "string", "enum": [task.value for task in Task]},
-    "model": _TEXT_OR_NULL,
+    "model": TEXT_OR_NULL,
     "duration_secs": {"type": ["number", "null"]},
     "progress": {"type": "integer", "minimum": 0, "maximum": 100},
-    "error": _TEXT_OR_NULL,
-    "error_code": _TEXT_OR_NULL,
+    "error": TEXT_OR_NULL,
+    "error_code": TEXT_OR_NULL,
     "created_at": {"type": "string", "format": "date-time"},
-    "started_at": _TEXT_OR_NULL,
-    "completed_at": _TEXT_OR_NULL,
+    "started_at": TEXT_OR_NULL,
+    "completed_at": TEXT_OR_NULL,
 }
 _ACCEPTED: Final[dict[str, Any]] = {
     "description": "Accepted: it will be done, whatever happens to the service",
@@ -337,13 +335,6 @@ _EVENTS: Final[dict[str, Any]] = {
             "example": examples.JOB_EVENTS,
         }
     },
-}
-_LAST_EVENT_PARAMETER: Final = {
-    "name": _LAST_EVENT,
-    "in": "header",
-    "required": False,
-    "description": "The id of the last event seen; what came after it is sent first.",
-    "schema": {"type": "string"},
 }
 
 

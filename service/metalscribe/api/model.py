@@ -20,23 +20,16 @@ from starlette.responses import JSONResponse, Response
 
 from metalscribe.api import examples
 from metalscribe.api.bodies import read_json
-from metalscribe.api.documents import in_query, object_of, properties_of
-from metalscribe.api.options import validated
+from metalscribe.api.documents import LAST_EVENT, LAST_EVENT_PARAMETER, TEXT_OR_NULL, in_query, object_of, properties_of
+from metalscribe.api.options import NoParameters, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
 from metalscribe.api.streams import event_stream, until
 from metalscribe.engine.interface import Engine, Happenings, LifecycleEvent, ModelState, ModelStatus, event_name
 from metalscribe.errors import InvalidParameter
 from metalscribe.gpu.health import GpuReport
+from metalscribe.render.times import utc_text
 from metalscribe.store.identity import Scope
-
-_LAST_EVENT: Final = "Last-Event-ID"
-
-
-class _Nothing(BaseModel):
-    """A path without parameters."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class LoadOrder(BaseModel):
@@ -69,7 +62,7 @@ def router(services: Services) -> APIRouter:
         responses={200: _STATUS, **documented(400, 401, 429)},
     )
     async def status(request: Request) -> Response:
-        validated(_Nothing, request.query_params)
+        validated(NoParameters, request.query_params)
         return JSONResponse(await _status(services))
 
     @routes.post(
@@ -103,11 +96,11 @@ def router(services: Services) -> APIRouter:
         dependencies=[anybody],
         response_class=Response,
         responses={200: _EVENTS, **documented(400, 401, 429)},
-        openapi_extra={"parameters": [_LAST_EVENT_PARAMETER]},
+        openapi_extra={"parameters": [LAST_EVENT_PARAMETER]},
     )
     async def events(request: Request) -> Response:
-        validated(_Nothing, request.query_params)
-        after = _position(engine.events, request.headers.get(_LAST_EVENT))
+        validated(NoParameters, request.query_params)
+        after = _position(engine.events, request.headers.get(LAST_EVENT))
         return event_stream(until(services.stopping, _follow(engine, after)))
 
     return routes
@@ -149,7 +142,7 @@ def _model(status: ModelStatus) -> dict[str, Any]:
         "memory_bytes": status.memory_bytes,
         "memory_estimate_bytes": status.memory_estimate_bytes,
         "idle_seconds_left": None if left is None else round(left, 1),
-        "unloads_at": None if left is None else _time(datetime.now(UTC) + timedelta(seconds=left)),
+        "unloads_at": None if left is None else utc_text(datetime.now(UTC) + timedelta(seconds=left)),
         "requests": status.requests,
         "chunks_waiting": status.chunks_waiting,
         "chunks_running": status.chunks_running,
@@ -215,12 +208,15 @@ def _now(engine: Engine) -> list[ServerSentEvent]:
 
 
 def _data(name: str, model: str, state: ModelState, detail: str, at: datetime, *, current: bool) -> str:
-    facts = {"type": name, "model": model, "state": state.value, "detail": detail, "at": _time(at), "current": current}
+    facts = {
+        "type": name,
+        "model": model,
+        "state": state.value,
+        "detail": detail,
+        "at": utc_text(at),
+        "current": current,
+    }
     return json.dumps(facts, ensure_ascii=False)
-
-
-def _time(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # --- documentation ----------------------------------------------------------------------------------------------------
@@ -229,20 +225,19 @@ _PROBLEMS: Final = (400, 401, 403, 408, 413, 429)
 
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _COUNT_OR_NULL: Final = {"type": ["integer", "null"], "minimum": 0}
-_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
 _STATES: Final = {"type": "string", "enum": [state.value for state in ModelState]}
 
 _MODEL: Final[Mapping[str, Any]] = {
     "model": {"type": "string"},
     "state": _STATES,
-    "device": _TEXT_OR_NULL,
-    "compute_type": _TEXT_OR_NULL,
+    "device": TEXT_OR_NULL,
+    "compute_type": TEXT_OR_NULL,
     "detail": {"type": "string", "description": "Why the state is what it is"},
     "last_error": {"type": "string", "description": "Why it last failed to load, or died"},
     "memory_bytes": {**_COUNT_OR_NULL, "description": "What its process takes of its device's memory"},
     "memory_estimate_bytes": {**_COUNT, "description": "What it was expected to take"},
     "idle_seconds_left": {"type": ["number", "null"], "description": "Until it is unloaded for want of work"},
-    "unloads_at": {**_TEXT_OR_NULL, "description": "The same as a time"},
+    "unloads_at": {**TEXT_OR_NULL, "description": "The same as a time"},
     "requests": _COUNT,
     "chunks_waiting": _COUNT,
     "chunks_running": _COUNT,
@@ -254,7 +249,7 @@ _MODEL: Final[Mapping[str, Any]] = {
 }
 _CARD: Final[Mapping[str, Any]] = {
     "index": _COUNT,
-    "name": _TEXT_OR_NULL,
+    "name": TEXT_OR_NULL,
     "memory_total": _COUNT_OR_NULL,
     "memory_used": _COUNT_OR_NULL,
     "memory_free": _COUNT_OR_NULL,
@@ -280,13 +275,6 @@ _STATUS: Final[dict[str, Any]] = {
 _EVENTS: Final[dict[str, Any]] = {
     "description": "`model_loading`, `model_ready`, `model_unloading`, `model_unloaded`, `model_waiting_for_gpu`, `model_failed`",
     "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.MODEL_EVENTS}},
-}
-_LAST_EVENT_PARAMETER: Final = {
-    "name": _LAST_EVENT,
-    "in": "header",
-    "required": False,
-    "description": "The id of the last event seen; what came after it is sent first.",
-    "schema": {"type": "string"},
 }
 
 

@@ -27,6 +27,12 @@ def blank_is_none(value: Any) -> Any:
 _Text = Annotated[Annotated[str, Field(max_length=4000)] | None, BeforeValidator(blank_is_none)]
 
 
+class NoParameters(BaseModel):
+    """A path without parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class TranscriptionOptions(BaseModel):
     """How to transcribe, however the answer comes; unknown names are refused."""
 

@@ -83,8 +83,8 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
         StorageFull: the disk is full.
     """
     boundary = _boundary(request, file_field)
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes + _FIELDS * _FIELD_BYTES:
+    declared = declared_length(request)
+    if declared is not None and declared > max_bytes + _FIELDS * _FIELD_BYTES:
         raise _too_large(max_bytes)
     # An eager cleaner of temporary files may have been here.
     await asyncio.to_thread(directory.mkdir, mode=0o700, exist_ok=True)
@@ -102,6 +102,12 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
         # NewFile has removed what is incomplete; this is the end of a complete file that nobody took over.
         if upload is None or not upload.handed_over:
             path.unlink(missing_ok=True)
+
+
+def declared_length(request: Request) -> int | None:
+    """Bytes of the body as its header says; None where it says nothing."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 async def arriving(request: Request) -> AsyncIterator[bytes]:

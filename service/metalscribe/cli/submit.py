@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from metalscribe.cli.arguments import Authority, Hotwords, Language, ModeOfWork, Prompt, ServiceKey, TaskToDo
 from metalscribe.cli.console import complain, printable, say, write_out
 from metalscribe.errors import MetalscribeError, TryLater
 from metalscribe.render import Format
@@ -34,29 +35,18 @@ def submit(
     ] = "http://127.0.0.1:8000",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the jobs, and print their transcripts.")] = False,
     document: Annotated[Format, typer.Option("--format", "-f", help="What to print, with --wait.")] = Format.TEXT,
-    language: Annotated[
-        str | None, typer.Option("--language", "-l", help="Spoken language. [default: detected]")
-    ] = None,
-    task: Annotated[Task, typer.Option(help="The words as spoken, or in English.")] = Task.TRANSCRIBE,
-    mode: Annotated[Mode, typer.Option(help="accurate reads one window after another.")] = Mode.FAST,
-    prompt: Annotated[str | None, typer.Option(help="Text before the recording, for spelling and style.")] = None,
-    hotwords: Annotated[str | None, typer.Option(help="Words to expect.")] = None,
+    language: Language = None,
+    task: TaskToDo = Task.TRANSCRIBE,
+    mode: ModeOfWork = Mode.FAST,
+    prompt: Prompt = None,
+    hotwords: Hotwords = None,
     word_timestamps: Annotated[bool, typer.Option("--word-timestamps", help="Time every word.")] = False,
     model: Annotated[str | None, typer.Option(help="Which of the service's models.", show_default=False)] = None,
     webhook_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Address that each finished job is posted to.")
     ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="METALSCRIBE_API_KEY",
-            help="Key for the service; the variable is safer, since others see a command's arguments.",
-            show_default=False,
-        ),
-    ] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="Certificate authority (PEM) that signed the service's certificate.")
-    ] = None,
+    api_key: ServiceKey = None,
+    ca_file: Authority = None,
 ) -> None:
     """Hand recordings in as jobs and print the jobs' ids.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from metalscribe.cli.arguments import Authority, Hotwords, Language, ModeOfWork, Prompt, ServiceKey, TaskToDo
 from metalscribe.cli.documents import Documents
 from metalscribe.cli.recordings import Recording, find
 from metalscribe.errors import InvalidParameter
@@ -41,13 +42,11 @@ def transcribe(
         Path | None, typer.Option("--output-dir", "-o", help="Write NAME.EXT into this directory, not to stdout.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files in the output directory.")] = False,
-    language: Annotated[
-        str | None, typer.Option("--language", "-l", help="Spoken language, such as en or English. [default: detected]")
-    ] = None,
-    task: Annotated[Task, typer.Option(help="The words as spoken, or in English.")] = Task.TRANSCRIBE,
-    mode: Annotated[Mode, typer.Option(help="accurate reads one window after another.")] = Mode.FAST,
-    prompt: Annotated[str | None, typer.Option(help="Text before the recording, for spelling and style.")] = None,
-    hotwords: Annotated[str | None, typer.Option(help="Words to expect.")] = None,
+    language: Language = None,
+    task: TaskToDo = Task.TRANSCRIBE,
+    mode: ModeOfWork = Mode.FAST,
+    prompt: Prompt = None,
+    hotwords: Hotwords = None,
     word_timestamps: Annotated[bool, typer.Option("--word-timestamps", help="Time every word (json).")] = False,
     no_vad: Annotated[bool, typer.Option("--no-vad", help="Do not leave silence out.")] = False,
     audio_track: Annotated[int, typer.Option(min=0, max=1000, help="Which audio track of a file, from 0.")] = 0,
@@ -57,17 +56,8 @@ def transcribe(
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="Let the service at this address do it, such as https://host.")
     ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="METALSCRIBE_API_KEY",
-            help="Key for --url; the variable is safer, since others see a command's arguments.",
-            show_default=False,
-        ),
-    ] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="Certificate authority (PEM) that signed the service's certificate.")
-    ] = None,
+    api_key: ServiceKey = None,
+    ca_file: Authority = None,
 ) -> None:
     """Transcribe recordings.
 

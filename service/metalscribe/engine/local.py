@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -85,8 +86,7 @@ class LocalEngine:
             ),
         )
         self._dispatcher = self._fleet.default.dispatcher
-        self._requests = 0
-        self._background = 0
+        self._under_way: Counter[Latency] = Counter()
 
     @property
     def card(self) -> ModelCard:
@@ -109,7 +109,7 @@ class LocalEngine:
             device=default.device,
             compute_type=default.compute_type,
             detail=default.detail,
-            requests=self._requests + self._background,
+            requests=self._under_way.total(),
             chunks_waiting=sum(dispatcher.rows_waiting for dispatcher in dispatchers),
             chunks_running=sum(dispatcher.rows_running for dispatcher in dispatchers),
             audio_seconds_waiting=sum(dispatcher.audio_seconds_waiting for dispatcher in dispatchers),
@@ -164,10 +164,11 @@ class LocalEngine:
 
     def check_capacity(self, model: str | None = None) -> None:
         """See :meth:`metalscribe.engine.interface.Engine.check_capacity`."""
-        if self._requests >= self._options.max_queue:
+        waited_for = self._under_way[Latency.INTERACTIVE]
+        if waited_for >= self._options.max_queue:
             wait = max(model.dispatcher.seconds_to_drain() for model in self._fleet)
             raise QueueFull(
-                f"{self._requests} transcriptions are under way or waiting, the most allowed",
+                f"{waited_for} transcriptions are under way or waiting, the most allowed",
                 retry_after=min(600.0, max(1.0, wait)),
             )
         if model is not None or len(self._fleet) == 1:
@@ -190,11 +191,9 @@ class LocalEngine:
         """See :meth:`metalscribe.engine.interface.Engine.transcribe`."""
         model = self._fleet[request.model]
         language = _language(model.card, request)
-        interactive = request.latency is Latency.INTERACTIVE
-        if interactive:  # nobody waits for the others: they are as many as whoever hands them in wants at a time
+        if request.latency is Latency.INTERACTIVE:  # of the others there are as many as whoever hands them in wants
             self.check_capacity(model.card.name)
-        self._requests += interactive
-        self._background += not interactive
+        self._under_way[request.latency] += 1
         try:
             # Taking a lease has the model loaded, while the recording is being decoded.
             async with model.dispatcher.model.lease(self._options.load_timeout_secs) as lease:
@@ -213,8 +212,7 @@ class LocalEngine:
                             model.dispatcher.metrics.audio_seconds.inc(event.statistics.audio_seconds)
                         yield event
         finally:
-            self._requests -= interactive
-            self._background -= not interactive
+            self._under_way[request.latency] -= 1
 
 
 def _language(card: ModelCard, request: TranscriptionRequest) -> str | None:

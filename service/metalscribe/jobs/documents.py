@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from metalscribe.render import segment_json
+from metalscribe.render.times import utc_text
 from metalscribe.store.job import Job
 from metalscribe.transcript import Segment, Task, Transcript
 
@@ -55,4 +56,4 @@ def transcript_of(job: Job, segments: Sequence[Segment]) -> Transcript:
 
 
 def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return None if moment is None else utc_text(moment)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
 
 from metalscribe.errors import MetalscribeError, NotFound
+from metalscribe.jobs.loop import Loop
 from metalscribe.jobs.whole import whole
 from metalscribe.store.job import Job
 from metalscribe.store.jobs import JobStore
 from metalscribe.transcript import Segment
 
 _POLL_SECONDS: Final = 1.0
+_IDLE_SECONDS: Final = 3600.0
 _ASKED_TOGETHER: Final = 500
 
 _log = structlog.get_logger(__name__)
@@ -71,8 +73,7 @@ class Feeds:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._feeds: dict[str, Feed] = {}
-        self._polling: asyncio.Task[None] | None = None
-        self._stop = asyncio.Event()
+        self._looking: Loop | None = None
 
     @asynccontextmanager
     async def follow(self, job: Job) -> AsyncIterator[Feed]:
@@ -82,8 +83,10 @@ class Feeds:
         try:
             if feed.version == 0:
                 await whole(feed.refresh(self._store))  # a follower may hang up at any moment
-            if self._polling is None or self._polling.done():
-                self._polling = asyncio.create_task(self._poll(), name="job feeds")
+            if self._looking is None:
+                self._looking = Loop("job feeds", self._look_at_all)
+                self._looking.start()
+            self._looking.wake()
             yield feed
         finally:
             feed.followers -= 1
@@ -97,10 +100,9 @@ class Feeds:
             await self._refresh(feed)
 
     async def close(self) -> None:
-        """Stop looking. Not cancelled: a database call that is cut off midway can hang its connection."""
-        self._stop.set()
-        if self._polling is not None:
-            await self._polling
+        """Stop looking."""
+        if self._looking is not None:
+            await self._looking.close()
 
     async def _refresh(self, feed: Feed) -> None:
         try:
@@ -108,15 +110,11 @@ class Feeds:
         except MetalscribeError as error:
             _log.warning("followers of a job hear of it later", code=error.code, detail=error.detail)
 
-    async def _poll(self) -> None:
-        while self._feeds and not self._stop.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._stop.wait()
-            open_ones = [feed for feed in self._feeds.values() if not (feed.job.status.final or feed.gone)]
-            for at in range(0, len(open_ones), _ASKED_TOGETHER):
-                with suppress(MetalscribeError):  # said by who writes; the next look is a second away
-                    await self._look(open_ones[at : at + _ASKED_TOGETHER])
+    async def _look_at_all(self) -> float:
+        open_ones = [feed for feed in self._feeds.values() if not (feed.job.status.final or feed.gone)]
+        for at in range(0, len(open_ones), _ASKED_TOGETHER):
+            await self._look(open_ones[at : at + _ASKED_TOGETHER])
+        return _POLL_SECONDS if self._feeds else _IDLE_SECONDS
 
     async def _look(self, feeds: list[Feed]) -> None:
         now = {job.id: job for job in await self._store.several([feed.job.id for feed in feeds])}

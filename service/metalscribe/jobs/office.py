@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from metalscribe.jobs.metrics import JobMetrics
 from metalscribe.jobs.runner import JobRunner
 from metalscribe.jobs.webhooks import Deliverer, target_of
 from metalscribe.media.addresses import AddressPolicy
+from metalscribe.render.times import utc_text
 from metalscribe.store.backup import incoming, scratches
 from metalscribe.store.database import Database
 from metalscribe.store.deliveries import DeliveryStore
@@ -38,6 +40,7 @@ _TOLD: Final = frozenset({ModelState.READY, ModelState.UNLOADED})
 """What of the models' lives webhooks tell."""
 
 _HOUSEKEEPING_SECONDS: Final = 15.0
+_TIDY_SECONDS: Final = 3600.0
 
 _log = structlog.get_logger(__name__)
 
@@ -90,6 +93,7 @@ class JobOffice:
             webhook=_webhook,
             on_webhook=self._deliverer.wake,
         )
+        self._tidied = time.monotonic()
         self._housekeeping = Loop("jobs' housekeeping", self._keep_house)
         self._stop = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
@@ -134,6 +138,7 @@ class JobOffice:
 
     async def tidy(self) -> None:
         """Forget what has been kept long enough, and recordings without a job."""
+        self._tidied = time.monotonic()
         try:
             forgotten = await self.store.forget(self.options.keep)
             await self.deliveries.forget(self.options.keep)
@@ -148,8 +153,9 @@ class JobOffice:
             _log.info("jobs tidied", forgotten=forgotten, recordings_left_over=len(left_over))
 
     async def _keep_house(self) -> float:
-        """Tidy when a process has died: it may have ended a job, and not lived to remove its recording."""
-        if await asyncio.to_thread(sweep, self.incoming.parent):
+        """Tidy every hour, and when a process has died: it may have ended a job, and not lived to remove its recording."""
+        dead = await asyncio.to_thread(sweep, self.incoming.parent)
+        if dead or time.monotonic() - self._tidied > _TIDY_SECONDS:
             await self.tidy()
         return _HOUSEKEEPING_SECONDS
 
@@ -207,7 +213,7 @@ class JobOffice:
             event = coming.result()
             if event.state not in _TOLD:
                 continue
-            body = {"type": event.name, "model": event.model, "state": event.state.value, "at": event.at.isoformat()}
+            body = {"type": event.name, "model": event.model, "state": event.state.value, "at": utc_text(event.at)}
             try:
                 if await self.deliveries.announce(event.name, _json(body), target_of):
                     self._deliverer.wake()

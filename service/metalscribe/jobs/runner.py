@@ -17,6 +17,7 @@ from metalscribe.errors import EngineFailed, MetalscribeError, RecordingMissing,
 from metalscribe.jobs.feeds import Feeds
 from metalscribe.jobs.loop import Loop
 from metalscribe.jobs.metrics import JobMetrics
+from metalscribe.jobs.takeover import taken_over
 from metalscribe.jobs.writer import JobWriter
 from metalscribe.store.job import Job, JobStatus, Webhook
 from metalscribe.store.jobs import JobStore
@@ -111,17 +112,11 @@ class JobRunner:
         await self._feeds.tell(job_id)
 
     async def _turn(self) -> float:
-        await self._take_over()
+        if count := await taken_over(self._store, self._owner, self._alive):
+            _log.info("jobs taken over from a process that has ended", jobs=count)
         await self._drop_lost()
         await self._fill()
         return _LOOK_SECONDS
-
-    async def _take_over(self) -> None:
-        """Queue the jobs of dead processes again."""
-        for owner in await self._store.owners() - {self._owner}:
-            if not await asyncio.to_thread(self._alive, owner):
-                count = await self._store.give_back(owner)
-                _log.info("jobs taken over from a process that has ended", jobs=count)
 
     async def _drop_lost(self) -> None:
         """Stop what another process has cancelled."""

@@ -23,6 +23,7 @@ import structlog
 from metalscribe.errors import AddressRefused, InvalidParameter, MetalscribeError
 from metalscribe.jobs.loop import Loop
 from metalscribe.jobs.metrics import JobMetrics
+from metalscribe.jobs.takeover import taken_over
 from metalscribe.media.addresses import AddressPolicy
 from metalscribe.media.network import Resolver
 from metalscribe.media.transport import CheckedTransport, parse_url
@@ -142,15 +143,10 @@ class Deliverer:
             await asyncio.wait([task for task, _ in self._sending.values()])
 
     async def _turn(self) -> float:
-        await self._take_over()
+        await taken_over(self._store, self._owner, self._alive)
         await self._send_due()
         due = await self._store.seconds_to_next()
         return _LOOK_SECONDS if due is None else min(_LOOK_SECONDS, max(0.05, due))
-
-    async def _take_over(self) -> None:
-        for owner in await self._store.owners() - {self._owner}:
-            if not await asyncio.to_thread(self._alive, owner):
-                await self._store.give_back(owner)
 
     async def _send_due(self) -> None:
         while not self._loop.stopping and len(self._sending) < _TOGETHER:

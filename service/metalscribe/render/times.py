@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 
 
@@ -31,6 +32,11 @@ def srt_timestamp(milliseconds: int) -> str:
 def vtt_timestamp(milliseconds: int) -> str:
     """``HH:MM:SS.mmm`` as WebVTT writes it (https://www.w3.org/TR/webvtt1/#webvtt-timestamp)."""
     return _timestamp(milliseconds, ".")
+
+
+def utc_text(moment: datetime) -> str:
+    """A moment in UTC as JSON documents have it: RFC 3339 to the millisecond, with ``Z``."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _timestamp(milliseconds: int, decimal_mark: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from metalscribe.errors import Conflict, MetalscribeError
+from metalscribe.store.durable import sync
 from metalscribe.store.ownership import create_directory, hand_over, owner_for
 from metalscribe.store.spool import closed, spool
 
@@ -98,9 +99,9 @@ def _restore(backup: Path | BinaryIO, database: Path, jobs: Path) -> int:
         shutil.copyfile(scratch / DATABASE, part)
         part.chmod(0o600)
         hand_over(part, owner_for(database))
-        _sync(part)
+        sync(part)
         part.rename(database)
-        _sync(database.parent)
+        sync(database.parent)
     return count
 
 
@@ -198,11 +199,3 @@ def _check(copied: Path, backup: str) -> None:
 
 def _hint(error: OSError) -> str:
     return "; run this as the service's user, or as root" if isinstance(error, PermissionError) else ""
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

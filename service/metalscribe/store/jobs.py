@@ -6,7 +6,7 @@ or whose job was cancelled by another, finds out and stops.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -162,7 +162,7 @@ class JobStore:
                 "duration": advance.duration,
             }
             changed = {name: value for name, value in known.items() if value is not None}
-            if not await _owned(session, job, owner, progress=advance.progress, **changed):
+            if not await _changed(session, job, owner, {"progress": advance.progress, **changed}):
                 return False
             kept = JobCheckpointRow.chunk.in_(advance.checkpoints)
             await session.execute(delete(JobCheckpointRow).where(JobCheckpointRow.job == job.number, kept))
@@ -195,8 +195,8 @@ class JobStore:
                 )
             )
             values["result_bytes"] = int(size or 0) + len(ended.text or "")
-            values |= {"status": ended.status.value, "completed_at": ended.completed_at, "owner_after": None}
-            if not await _owned(session, job, owner, **values):
+            values |= {"status": ended.status.value, "completed_at": ended.completed_at, "owner": None}
+            if not await _changed(session, job, owner, values):
                 return False
             await session.execute(delete(JobCheckpointRow).where(JobCheckpointRow.job == job.number))
             beyond = JobSegmentRow.index >= segments  # told by an earlier run, of another version
@@ -292,9 +292,8 @@ async def _found(session: AsyncSession, job_id: str, key_id: str | None, *, lock
     return row
 
 
-async def _owned(session: AsyncSession, job: Job, owner: str, **values: Any) -> bool:
-    if "owner_after" in values:
-        values["owner"] = values.pop("owner_after")
+async def _changed(session: AsyncSession, job: Job, owner: str, values: Mapping[str, Any]) -> bool:
+    """Change a running job's row if it is ``owner``'s still."""
     changed = await session.execute(
         update(JobRow)
         .where(JobRow.number == job.number, JobRow.owner == owner, JobRow.status == JobStatus.RUNNING.value)

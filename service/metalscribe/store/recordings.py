@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from metalscribe.errors import StorageFull
+from metalscribe.store.durable import sync
 
 _FOLDER: Final = "recordings"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -61,9 +62,9 @@ class Recordings:
             StorageFull: the disk is full.
         """
         try:
-            _sync(upload)
+            sync(upload)
             os.link(upload, self.path(job_id))
-            _sync(self._directory)
+            sync(self._directory)
         except OSError as error:
             self.path(job_id).unlink(missing_ok=True)
             if error.errno in _FULL:
@@ -89,11 +90,3 @@ class Recordings:
         """Remove these files."""
         for name in left_over:
             self.remove(name)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
