@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, AsyncExitStack, aclosing, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,12 +20,12 @@ from metalscribe.api.bodies import read_json
 from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, properties_of, texts
 from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
-from metalscribe.api.requests import note
 from metalscribe.api.services import Services
 from metalscribe.api.streaming import stream
+from metalscribe.api.transcribing import Transcribing
 from metalscribe.api.uploads import receive
 from metalscribe.api.work import fingerprint
-from metalscribe.errors import EngineFailed, InvalidParameter
+from metalscribe.errors import InvalidParameter
 from metalscribe.render import MEDIA_TYPES, Format, debug_json, render, to_json
 from metalscribe.store.identity import ApiKey, Scope
 from metalscribe.transcript import Done, TranscriptionRequest
@@ -54,7 +54,7 @@ def router(services: Services) -> APIRouter:
     )
     @services.limits.transcription
     async def transcribe(request: Request, key: ApiKey = authenticated) -> Response:
-        begin = time.perf_counter()
+        work = Transcribing(services, key, time.perf_counter())
         services.check_capacity(retry="Idempotency-Key" in request.headers, model=request.query_params.get("model"))
         # What the query asks for is judged before the upload is read.
         early = parse_options(NativeOptions, request.query_params.multi_items(), {})
@@ -73,11 +73,11 @@ def router(services: Services) -> APIRouter:
 
             if options.stream:
                 _refuse_idempotency(request)
-                return await _stream(services, request, wanted, options, begin, upload.hand_over())
+                return await _stream(work, request, wanted, options, upload.hand_over())
 
             async def answer() -> Response:
                 with upload.hand_over():
-                    return await _answer(services, wanted, options, begin)
+                    return await _answer(work, wanted, options)
 
             return await services.desk.serve(request, key, mark, answer)
 
@@ -90,7 +90,7 @@ def router(services: Services) -> APIRouter:
     )
     @services.limits.transcription
     async def transcribe_url(request: Request, key: ApiKey = authenticated) -> Response:
-        begin = time.perf_counter()
+        work = Transcribing(services, key, time.perf_counter())
         services.check_capacity(retry="Idempotency-Key" in request.headers)
         if request.query_params:
             raise InvalidParameter("send every parameter in the JSON body", next(iter(request.query_params)))
@@ -107,12 +107,12 @@ def router(services: Services) -> APIRouter:
         if options.stream:
             _refuse_idempotency(request)
             await fetch()  # removes what is incomplete itself
-            return await _stream(services, request, wanted, options, begin, _removed_at_the_end(path))
+            return await _stream(work, request, wanted, options, _removed_at_the_end(path))
 
         async def fetch_and_answer() -> Response:
             with _removed_at_the_end(path):
                 await fetch()
-                return await _answer(services, wanted, options, begin)
+                return await _answer(work, wanted, options)
 
         return await services.desk.serve(request, key, fingerprint(options.url, options.model_dump()), fetch_and_answer)
 
@@ -133,45 +133,26 @@ def _removed_at_the_end(path: Path) -> Iterator[None]:
 
 
 async def _stream(
-    services: Services,
+    work: Transcribing,
     request: Request,
     wanted: TranscriptionRequest,
     options: NativeOptions,
-    begin: float,
     holding: AbstractContextManager[None],
 ) -> Response:
     return await stream(
         request,
-        services.engine.transcribe(wanted),
+        work.events(wanted),
         word_timestamps=options.word_timestamps,
-        finish=lambda done: _finish(done, options, time.perf_counter() - begin),
+        finish=lambda done: _document(done, options, work.seconds),
         holding=holding,
     )
 
 
-def _finish(done: Done, options: NativeOptions, seconds: float) -> dict[str, Any]:
-    _note(done, seconds)
-    return _document(done, options, seconds)
-
-
-async def _answer(services: Services, wanted: TranscriptionRequest, options: NativeOptions, begin: float) -> Response:
-    done = await _transcribe(services, wanted)
-    seconds = time.perf_counter() - begin
-    _note(done, seconds)
+async def _answer(work: Transcribing, wanted: TranscriptionRequest, options: NativeOptions) -> Response:
+    done = await work.whole(wanted)
     if options.format is not Format.JSON:
         return Response(render(done.transcript, options.format), media_type=MEDIA_TYPES[options.format])
-    return JSONResponse(_document(done, options, seconds))
-
-
-def _note(done: Done, seconds: float) -> None:
-    """What the request's line in the log tells of the transcription."""
-    statistics = done.statistics
-    note(
-        audio_seconds=round(statistics.audio_seconds, 3),
-        queue_seconds=round(statistics.queue_seconds, 3),
-        engine_seconds=round(statistics.engine_seconds, 3),
-        real_time_factor=round(seconds / statistics.audio_seconds, 4) if statistics.audio_seconds else None,
-    )
+    return JSONResponse(_document(done, options, work.seconds))
 
 
 def _document(done: Done, options: NativeOptions, seconds: float) -> dict[str, Any]:
@@ -183,14 +164,6 @@ def _document(done: Done, options: NativeOptions, seconds: float) -> dict[str, A
         word_timestamps=options.word_timestamps,
     )
     return document | {"debug": debug_json(done)} if options.debug else document
-
-
-async def _transcribe(services: Services, wanted: TranscriptionRequest) -> Done:
-    async with aclosing(services.engine.transcribe(wanted)) as events:
-        async for event in events:
-            if isinstance(event, Done):
-                return event
-    raise EngineFailed("the engine ended without a result")
 
 
 # --- documentation ----------------------------------------------------------------------------------------------------
