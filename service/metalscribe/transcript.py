@@ -38,12 +38,18 @@ class Latency(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word with its place in time; ``text`` carries its leading space and punctuation, as the model wrote it."""
+    """One word with its place in time; ``text`` carries its leading space and punctuation, as the model wrote it.
+
+    Attributes:
+        probability: mean of its tokens'.
+        tokens: how many of the model's it takes.
+    """
 
     start: float
     end: float
     text: str
     probability: float
+    tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Segment:
         no_speech_prob: the model's own estimate that nobody speaks here.
         compression_ratio: bytes of the text over bytes of the same text under zlib; above 2.4 it probably repeats itself.
         speaker: label of the speaker, where diarization ran.
+        tokens: the model's own numbers for the text; empty where they were not kept.
+        temperature: at which the text was found: 0 is a search, above is a sample.
     """
 
     index: int
@@ -69,6 +77,8 @@ class Segment:
     no_speech_prob: float = 0.0
     compression_ratio: float = 0.0
     speaker: str | None = None
+    tokens: tuple[int, ...] = ()
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +108,13 @@ class TranscriptionRequest:
     Attributes:
         path: the media file; any container that FFmpeg reads.
         language: code of the spoken language, or None to detect it.
+        languages: codes among which to detect it; empty for all that the model knows.
         prompt: text that precedes the recording, for spelling and style.
         hotwords: words to expect.
         vad: leave silence out by voice activity detection.
         segments: time the segments; off saves the alignment pass where only the text is wanted.
         word_timestamps: keep the words' times in the segments; implies ``segments``.
+        temperature: above 0 the text is sampled from the start, ever more boldly from there; 0 searches first.
         audio_track: which audio stream of the container, from 0.
         name: what to call the recording in messages and logs; never a path.
         latency: batch work gives way to whoever waits for an answer, without being left out altogether.
@@ -114,6 +126,7 @@ class TranscriptionRequest:
 
     path: Path
     language: str | None = None
+    languages: tuple[str, ...] = ()
     task: Task = Task.TRANSCRIBE
     mode: Mode = Mode.FAST
     prompt: str | None = None
@@ -121,6 +134,7 @@ class TranscriptionRequest:
     vad: bool = True
     segments: bool = True
     word_timestamps: bool = False
+    temperature: float = 0.0
     audio_track: int = 0
     name: str = "audio"
     latency: Latency = Latency.INTERACTIVE

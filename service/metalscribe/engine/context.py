@@ -52,10 +52,11 @@ TEMPERATURES: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Beam search first, then sampling, ever bolder, until the result passes."""
 
 
-def ladder(context: int) -> tuple[Attempt, ...]:
-    """What to try in turn with a row whose first context is ``context`` frames."""
-    short = () if context >= FULL_CONTEXT else (Attempt(full=False, temperature=0.0),)
-    return (*short, *(Attempt(full=True, temperature=temperature) for temperature in TEMPERATURES))
+def ladder(context: int, lowest: float = 0.0) -> tuple[Attempt, ...]:
+    """What to try in turn with a row whose first context is ``context`` frames, from the temperature ``lowest`` on."""
+    temperatures = (lowest, *(temperature for temperature in TEMPERATURES if temperature > lowest))
+    short = () if context >= FULL_CONTEXT else (Attempt(full=False, temperature=lowest),)
+    return (*short, *(Attempt(full=True, temperature=temperature) for temperature in temperatures))
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,6 +227,10 @@ def _language(card: ModelCard, request: TranscriptionRequest) -> str | None:
             f"language={request.language}: the model {card.name} knows {known}; leave it out, or choose another model",
             "language",
         )
+    if request.languages and not set(request.languages) & set(card.languages):
+        raise InvalidParameter(
+            f"languages={','.join(request.languages)}: the model {card.name} knows none of them", "languages"
+        )
     if request.task is Task.TRANSLATE and not card.multilingual:
         raise InvalidParameter(f"task=translate: the model {card.name} knows English only", "task")
     return request.language if card.multilingual else "en"

@@ -35,6 +35,7 @@ class DecodeOptions(msgspec.Struct, frozen=True):
         words: align the words with the audio.
         prompt, hotwords: text before the audio.
         previous: tokens of the text before, in place of ``prompt``.
+        languages: codes among which to detect the language; empty for all.
     """
 
     task: str = "transcribe"
@@ -42,6 +43,7 @@ class DecodeOptions(msgspec.Struct, frozen=True):
     prompt: str | None = None
     hotwords: str | None = None
     previous: tuple[int, ...] = ()
+    languages: tuple[str, ...] = ()
 
 
 class Search(msgspec.Struct, frozen=True):

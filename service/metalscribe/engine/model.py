@@ -210,7 +210,7 @@ class SpeechModel:
             return [(clip.language or "", 1.0) for clip in clips]
         detected = self._timed(self._model.detect_language, encoded)
         return [
-            (clip.language, 1.0) if clip.language is not None else (ranked[0][0].strip("<|>"), float(ranked[0][1]))
+            (clip.language, 1.0) if clip.language is not None else _likeliest(ranked, clip.options.languages)
             for clip, ranked in zip(clips, detected, strict=True)
         ]
 
@@ -349,6 +349,14 @@ class SpeechModel:
             known = Tokenizer(self._whisper.hf_tokenizer, self._model.is_multilingual, task=task, language=language)
             self._tokenizers[language, task] = known
         return known
+
+
+def _likeliest(ranked: Sequence[tuple[str, float]], among: Sequence[str]) -> tuple[str, float]:
+    """The first language of a ranking that is among those allowed, if any are named, and its share of their probability."""
+    known = [(token.strip("<|>"), float(probability)) for token, probability in ranked]
+    allowed = [(code, probability) for code, probability in known if not among or code in among] or known
+    code, probability = allowed[0]
+    return code, probability / (sum(share for _, share in allowed) or 1.0)
 
 
 def padded(rows: Sequence[_Features], frames: int) -> _Features:

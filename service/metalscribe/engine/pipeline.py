@@ -107,11 +107,16 @@ class Pipeline:
             source=0,
             ticket=self._ticket,
             options=DecodeOptions(
-                task=request.task.value, words=self._timed, prompt=request.prompt, hotwords=request.hotwords
+                task=request.task.value,
+                words=self._timed,
+                prompt=request.prompt,
+                hotwords=request.hotwords,
+                languages=request.languages,
             ),
             search=Search(beam_size, timestamps=request.mode is Mode.ACCURATE),
             adaptive=adaptive,
             on_outcome=self._tally.count,
+            temperature=request.temperature,
         )
         if language is not None:
             self._settled_language.set_result((language, 1.0))
@@ -257,7 +262,7 @@ class Pipeline:
         offset = settled.start / SAMPLE_RATE
         words = place_words(settled.result.words if self._timed else [], offset, self._timeline)
         span = self._timeline.wide_span(offset, offset + settled.length / SAMPLE_RATE)
-        return self._accept(settled.result, words, span)
+        return self._accept(settled.result, words, span, settled.temperature)
 
     # --- accurate: a window that slides, each conditioned on the text before it ---
 
@@ -279,7 +284,7 @@ class Pipeline:
                     self._settled_language.set_result((result.language, result.language_probability))
                 if self._tally.chunks == 1:
                     yield LanguageDetected(*self._settled_language.result())
-                segments = [] if settled.empty else self._stitch_window(seek, result)
+                segments = [] if settled.empty else self._stitch_window(seek, settled)
                 advance = length / SAMPLE_RATE if settled.empty else result.advance
                 previous = (
                     ()
@@ -309,7 +314,8 @@ class Pipeline:
         # What a last phrase left over, too short to hold a word, would only be made up.
         return length if length >= _SHORTEST_WINDOW or seek == 0 else 0
 
-    def _stitch_window(self, seek: int, result: RowDone) -> list[Segment]:
+    def _stitch_window(self, seek: int, settled: Settled) -> list[Segment]:
+        result = settled.result
         offset = seek / SAMPLE_RATE
         words = list(place_words(result.words, offset, self._timeline))
         stitched: list[Segment] = []
@@ -328,7 +334,7 @@ class Pipeline:
                 compression_ratio=result.compression_ratio,
                 words=[],
             )
-            stitched += self._accept(part, within, span)
+            stitched += self._accept(part, within, span, settled.temperature)
         return stitched
 
     # --- both ---
@@ -363,10 +369,12 @@ class Pipeline:
             async with feed.changed:
                 feed.changed.notify_all()
 
-    def _accept(self, result: RowDone, words: list[Word], span: tuple[float, float]) -> list[Segment]:
+    def _accept(
+        self, result: RowDone, words: list[Word], span: tuple[float, float], temperature: float
+    ) -> list[Segment]:
         floor = self._segments[-1].end if self._segments else 0.0
         kept = []
-        for segment in segments_of(result, words, span, len(self._segments)):
+        for segment in segments_of(result, words, span, len(self._segments), temperature):
             start = max(segment.start, floor)
             end = max(segment.end, start)
             within = tuple(

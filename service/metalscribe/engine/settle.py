@@ -111,6 +111,7 @@ class Settler:
 
     Attributes:
         on_outcome: called with every decoded row.
+        temperature: the lowest to try.
         decisions: what the gate thought of each, in order.
     """
 
@@ -121,6 +122,7 @@ class Settler:
     search: Search
     adaptive: AdaptiveContext | None
     on_outcome: Callable[[Outcome], None]
+    temperature: float = 0.0
     decisions: list[Decision] = field(default_factory=list)
 
     async def settle(
@@ -135,15 +137,15 @@ class Settler:
             voiced: seconds of voice, None where unknown.
         """
         stretch = _Stretch(start, length, language, voiced)
-        take = await self._climb(stretch, self.options, ladder(context_frames(length, self.adaptive)))
+        attempts = ladder(context_frames(length, self.adaptive), self.temperature)
+        take = await self._climb(stretch, self.options, attempts)
         return await self._fill(take, 0) if take.verdict is Verdict.SKIPPED else [take.settled()]
 
     async def once(self, start: int, length: int, language: str | None, previous: tuple[int, ...]) -> Settled:
         """Decode a window of the sequential algorithm, conditioned on the tokens before it; always in full context."""
-        options = DecodeOptions(
-            self.options.task, self.options.words, self.options.prompt, self.options.hotwords, previous
-        )
-        take = await self._climb(_Stretch(start, length, language, None), options, ladder(FULL_CONTEXT))
+        options = msgspec.structs.replace(self.options, previous=previous)
+        attempts = ladder(FULL_CONTEXT, self.temperature)
+        take = await self._climb(_Stretch(start, length, language, None), options, attempts)
         return take.settled()
 
     async def _climb(self, stretch: _Stretch, options: DecodeOptions, attempts: Sequence[Attempt]) -> _Take:
@@ -180,8 +182,9 @@ class Settler:
         stretch = _Stretch(
             take.stretch.start + begin, end - begin, take.result.language, voiced=(end - begin) / SAMPLE_RATE
         )
-        attempts = ladder(context_frames(stretch.length, self.adaptive))
-        found = await self._climb(stretch, self.options, [one for one in attempts if one.temperature == 0])
+        attempts = ladder(context_frames(stretch.length, self.adaptive), self.temperature)
+        lowest = [one for one in attempts if one.temperature == self.temperature]
+        found = await self._climb(stretch, self.options, lowest)
         if found.verdict is Verdict.SKIPPED and depth + 1 < _DEEPEST:
             parts = await self._fill(found, depth + 1)
         else:

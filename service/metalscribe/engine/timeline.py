@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Final
 
 from metalscribe.engine.messages import AlignedWord, RowDone
@@ -71,7 +72,7 @@ def place_words(aligned: Sequence[AlignedWord], offset: float, timeline: Timelin
             start, end = (end - _LONGEST_WORD, end) if not words else (start, start + _LONGEST_WORD)
         start = max(start, floor)
         end = max(end, start)
-        words.append(Word(start, end, word.text, min(1.0, max(0.0, word.probability))))
+        words.append(Word(start, end, word.text, min(1.0, max(0.0, word.probability)), word.tokens))
         floor = end
     return words
 
@@ -98,8 +99,15 @@ def _closes(group: Sequence[Word], following: Word) -> bool:
     return not goes_on or not following.text[:1].isascii()
 
 
-def segments_of(result: RowDone, words: Sequence[Word], span: tuple[float, float], first_index: int) -> list[Segment]:
-    """The segments of a row: by its words where they are known, else one for the whole row."""
+def segments_of(
+    result: RowDone,
+    words: Sequence[Word],
+    span: tuple[float, float],
+    first_index: int,
+    temperature: float = 0.0,
+) -> list[Segment]:
+    """The segments of a row, found at ``temperature``: by its words where they are known, else one for the whole row."""
+    tokens = iter(result.tokens)
 
     def segment(index: int, start: float, end: float, text: str, within: tuple[Word, ...]) -> Segment:
         return Segment(
@@ -111,6 +119,8 @@ def segments_of(result: RowDone, words: Sequence[Word], span: tuple[float, float
             avg_logprob=result.avg_logprob,
             no_speech_prob=result.no_speech_prob,
             compression_ratio=result.compression_ratio,
+            tokens=tuple(islice(tokens, sum(word.tokens for word in within))) if within else tuple(tokens),
+            temperature=temperature,
         )
 
     if not result.text.strip():
