@@ -132,11 +132,12 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         limits = RateLimits(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
         policy = AddressPolicy(settings.allow_networks)
         office = JobOffice(engine, database, _job_options(settings), policy, incoming, JobMetrics(registry))
+        desk = Desk(answers)
         services = Services(
             engine=engine,
             auth=Authenticator(keys, limits),
             limits=limits,
-            desk=Desk(answers),
+            desk=desk,
             jobs=office,
             fetcher=Fetcher(
                 policy,
@@ -158,6 +159,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         for router in app.state.routers:
             app.include_router(router)
         stack.push_async_callback(engine.close)
+        stack.push_async_callback(desk.close)
         await engine.start()
         if settings.preload:
             # Whoever connects once the service listens finds it ready; if loading takes too long, it says so instead.

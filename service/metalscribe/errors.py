@@ -114,6 +114,13 @@ class NotFound(MetalscribeError):
     title = "Not found"
 
 
+class ModelNotFound(NotFound):
+    """No model is called so."""
+
+    code = "model_not_found"
+    title = "Model not found"
+
+
 class Conflict(MetalscribeError):
     """The request contradicts an earlier one."""
 

@@ -21,7 +21,7 @@ from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, properties
 from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
-from metalscribe.api.streaming import stream
+from metalscribe.api.streaming import native, stream
 from metalscribe.api.transcribing import Transcribing
 from metalscribe.api.uploads import receive
 from metalscribe.api.work import fingerprint
@@ -139,13 +139,12 @@ async def _stream(
     options: NativeOptions,
     holding: AbstractContextManager[None],
 ) -> Response:
-    return await stream(
+    dialect = native(
         request,
-        work.events(wanted),
         word_timestamps=options.word_timestamps,
         finish=lambda done: _document(done, options, work.seconds),
-        holding=holding,
     )
+    return await stream(work.events(wanted), dialect, holding)
 
 
 async def _answer(work: Transcribing, wanted: TranscriptionRequest, options: NativeOptions) -> Response:

@@ -1,4 +1,7 @@
-"""Errors as ``application/problem+json`` (RFC 9457). The one place where an error meets an HTTP status."""
+"""Errors as ``application/problem+json`` (RFC 9457), below ``/v1`` as OpenAI words them.
+
+The one place where an error meets an HTTP status.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from metalscribe.api.requests import note
 from metalscribe.errors import MetalscribeError
 
 MEDIA_TYPE: Final = "application/problem+json"
+_OPENAI: Final = "/v1/"
 
 STATUS: Final[Mapping[type[MetalscribeError], int]] = {
     errors.InvalidParameter: 400,
@@ -27,6 +31,7 @@ STATUS: Final[Mapping[type[MetalscribeError], int]] = {
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
+    errors.ModelNotFound: 404,
     errors.UploadStalled: 408,
     errors.Conflict: 409,
     errors.UploadTooLarge: 413,
@@ -45,6 +50,12 @@ STATUS: Final[Mapping[type[MetalscribeError], int]] = {
     errors.StorageFull: 507,
     errors.EngineFailed: 500,
 }
+
+_OPENAI_CODES: Final[Mapping[str, str]] = {
+    errors.Unauthenticated.code: "invalid_api_key",
+    errors.RateLimited.code: "rate_limit_exceeded",
+}
+"""Where clients look for a code of OpenAI's; the others are metalscribe's own."""
 
 _CLOSED_BY_CLIENT: Final = 499  # nobody reads it; the log does
 
@@ -71,12 +82,22 @@ def problem(error: MetalscribeError, request: Request) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
         headers["Connection"] = "close"  # the rest of the body will not be read
-    extra: dict[str, Any] = {}
-    if isinstance(error, errors.InvalidParameter) and error.parameter:
-        extra["parameter"] = error.parameter
+    parameter = _parameter(error)
+    extra = {"parameter": parameter} if parameter else {}
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, errors.TryLater):
         _log.error("request failed", code=error.code, detail=error.detail)
     return _response(request, status, error.code, error.title, error.detail, headers, extra)
+
+
+def envelope(error: MetalscribeError) -> dict[str, Any]:
+    """An error as OpenAI words it, where it is too late for a response of its own."""
+    return _envelope(status_of(error), error.code, error.detail, _parameter(error))
+
+
+def _parameter(error: MetalscribeError) -> str | None:
+    if isinstance(error, errors.ModelNotFound):
+        return "model"
+    return error.parameter if isinstance(error, errors.InvalidParameter) else None
 
 
 def install(app: FastAPI) -> None:
@@ -171,13 +192,53 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def documented_envelopes(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """As :func:`documented`, for the paths below ``/v1``."""
+    text_or_null = {"type": ["string", "null"]}
+    schema = {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": text_or_null,
+                    "code": text_or_null,
+                },
+            }
+        },
+    }
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {
+                "application/json": {
+                    "schema": schema,
+                    "example": _envelope(status, _kind(status).code, _EXPLANATION, None),
+                }
+            },
+        }
+        for status in statuses
+    }
+
+
+_EXPLANATION: Final = "what is wrong, and how to mend it"
+
+
+def _kind(status: int) -> type[MetalscribeError]:
+    return next(kind for kind, its in STATUS.items() if its == status)
+
+
 def _example(status: int) -> dict[str, Any]:
-    kind = next(kind for kind, its in STATUS.items() if its == status)
+    kind = _kind(status)
     return {
         "type": f"urn:metalscribe:problem:{kind.code}",
         "title": kind.title,
         "status": status,
-        "detail": "what is wrong, and how to mend it",
+        "detail": _EXPLANATION,
         "instance": "/",
         "request_id": "0af7651916cd43dd8448eb211c80319c",
     }
@@ -192,8 +253,19 @@ def _response(
     headers: Mapping[str, str],
     extra: Mapping[str, Any],
 ) -> Response:
+    if request.url.path.startswith(_OPENAI):
+        return JSONResponse(_envelope(status, code, detail, extra.get("parameter")), status, dict(headers))
     content = _document(request, status, code, title, detail, extra)
     return JSONResponse(content, status_code=status, headers=dict(headers), media_type=MEDIA_TYPE)
+
+
+def _envelope(status: int, code: str, detail: str, parameter: str | None) -> dict[str, Any]:
+    kind = "invalid_request_error"
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "requests"
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        kind = "server_error"
+    return {"error": {"message": detail, "type": kind, "param": parameter, "code": _OPENAI_CODES.get(code, code)}}
 
 
 def _document(

@@ -1,10 +1,11 @@
-"""A native transcription told while it is made: server-sent events in place of one answer."""
+"""A transcription told while it is made: server-sent events in place of one answer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractContextManager, aclosing
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sse_starlette import ServerSentEvent
@@ -20,27 +21,31 @@ from metalscribe.transcript import ChunkDone, Done, Event, LanguageDetected, Pro
 _NEWLINE: Final = "\n"
 
 
-async def stream(
-    request: Request,
-    events: AsyncGenerator[Event],
-    *,
-    word_timestamps: bool,
-    finish: Callable[[Done], dict[str, Any]],
-    holding: AbstractContextManager[None],
-) -> Response:
-    """Answer with the engine's events as they come: ``language``, ``segment``, ``progress``, and ``done`` at the end.
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a dialect tells of a transcription.
 
-    What is wrong before the first event is raised, and answered like any other error; what goes wrong later ends the stream
-    with a ``failed`` event that holds the same problem document. Whoever leaves cancels the work.
+    Attributes:
+        told: the messages for one of the engine's events.
+        failed: the message for an error, where it is too late for a response of its own.
+    """
+
+    told: Callable[[Event], Iterable[ServerSentEvent]]
+    failed: Callable[[MetalscribeError], ServerSentEvent]
+
+
+async def stream(events: AsyncGenerator[Event], dialect: Dialect, holding: AbstractContextManager[None]) -> Response:
+    """Answer with the engine's events as they come.
+
+    What is wrong before the first message is raised, and answered like any other error; what goes wrong later ends the
+    stream with a message. Whoever leaves cancels the work.
 
     Args:
-        request: whose answer this is.
         events: of one transcription; closed when the stream ends.
-        word_timestamps: whether segments list their words.
-        finish: the document of the ``done`` event.
+        dialect: how to tell them.
         holding: entered now, left when the stream has ended, however that was; keeps the recording.
     """
-    told = _told(request, events, word_timestamps, finish, holding)
+    told = _told(events, dialect, holding)
     first = await anext(told)
 
     async def all_of_it() -> AsyncGenerator[ServerSentEvent]:
@@ -53,41 +58,48 @@ async def stream(
 
 
 async def _told(
-    request: Request,
-    events: AsyncGenerator[Event],
-    word_timestamps: bool,
-    finish: Callable[[Done], dict[str, Any]],
-    holding: AbstractContextManager[None],
+    events: AsyncGenerator[Event], dialect: Dialect, holding: AbstractContextManager[None]
 ) -> AsyncGenerator[ServerSentEvent]:
     begun = False
     with holding:
         try:
             async with aclosing(events):
                 async for event in events:
-                    for message in _messages(event, word_timestamps, finish):
+                    for message in dialect.told(event):
                         begun = True
                         yield message
         except MetalscribeError as error:
             if not begun:
                 raise
-            yield _message("failed", {"problem": document(error, request)})
+            yield dialect.failed(error)
 
 
-def _messages(event: Event, word_timestamps: bool, finish: Callable[[Done], dict[str, Any]]) -> list[ServerSentEvent]:
-    match event:
-        case LanguageDetected():
-            return [_message("language", {"language": event.language, "probability": event.probability})]
-        case Progress():
-            return [_message("progress", {"percent": event.percent})]
-        case SegmentsReady():
-            return [
-                _message("segment", segment_json(segment, word_timestamps=word_timestamps))
-                for segment in event.segments
-            ]
-        case ChunkDone():
-            return []  # for those who may come again
-        case Done():
-            return [_message("done", {"transcript": finish(event)})]
+def native(request: Request, *, word_timestamps: bool, finish: Callable[[Done], dict[str, Any]]) -> Dialect:
+    """The native dialect: ``language``, ``segment``, ``progress``, ``done`` or ``failed``.
+
+    Args:
+        request: whose answer this is.
+        word_timestamps: whether segments list their words.
+        finish: the document of the ``done`` event.
+    """
+
+    def told(event: Event) -> list[ServerSentEvent]:
+        match event:
+            case LanguageDetected():
+                return [_message("language", {"language": event.language, "probability": event.probability})]
+            case Progress():
+                return [_message("progress", {"percent": event.percent})]
+            case SegmentsReady():
+                return [
+                    _message("segment", segment_json(segment, word_timestamps=word_timestamps))
+                    for segment in event.segments
+                ]
+            case ChunkDone():
+                return []  # for those who may come again
+            case Done():
+                return [_message("done", {"transcript": finish(event)})]
+
+    return Dialect(told, lambda error: _message("failed", {"problem": document(error, request)}))
 
 
 def _message(kind: str, data: dict[str, Any]) -> ServerSentEvent:
