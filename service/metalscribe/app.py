@@ -21,10 +21,11 @@ from slowapi.errors import RateLimitExceeded
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metalscribe.api import health, jobs, metrics, model, native, problems
+from metalscribe.api import asr, health, jobs, metrics, model, native, openai, problems
 from metalscribe.api.auth import Authenticator
 from metalscribe.api.documents import correct
 from metalscribe.api.limits import RateLimits
+from metalscribe.api.names import ModelNames
 from metalscribe.api.requests import RequestLog
 from metalscribe.api.services import Services
 from metalscribe.api.work import Desk
@@ -133,6 +134,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         policy = AddressPolicy(settings.allow_networks)
         office = JobOffice(engine, database, _job_options(settings), policy, incoming, JobMetrics(registry))
         desk = Desk(answers)
+        model_names = _names(settings, engine)
         services = Services(
             engine=engine,
             auth=Authenticator(keys, limits),
@@ -148,12 +150,13 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
             uploads=uploads,
             max_upload_bytes=settings.max_upload_bytes,
             max_receiving=2 * settings.max_queue,
-            model_names=_names(settings, engine),
+            model_names=model_names,
+            names=ModelNames(model_names),
         )
         app.state.services = services
         app.state.limits = limits
         app.state.routers = [
-            *(part.router(services) for part in (native, jobs, health, model)),
+            *(part.router(services) for part in (native, openai, asr, jobs, health, model)),
             metrics.router(services, registry),
         ]
         for router in app.state.routers:

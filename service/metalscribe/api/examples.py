@@ -40,6 +40,48 @@ TRANSCRIPT_EVENTS: Final = (
     'event: segment\ndata: {"type": "segment", "index": 0, "start": 0.0, "end": 2.4, "text": " Hello, world.", "words": [], …}\n\n'
     'event: done\ndata: {"type": "done", "text": "Hello, world.", …}\n\n'
 )
+OPENAI_VERBOSE: Final[Mapping[str, Any]] = {
+    "task": "transcribe",
+    "language": "english",
+    "duration": 2.4,
+    "text": "Hello, world.",
+    "segments": [
+        {
+            "id": 0,
+            "seek": 0,
+            "start": 0.0,
+            "end": 2.4,
+            "text": " Hello, world.",
+            "tokens": [2425, 11, 1002, 13],
+            "temperature": 0.0,
+            "avg_logprob": -0.21,
+            "compression_ratio": 1.1,
+            "no_speech_prob": 0.01,
+        }
+    ],
+    "words": [{"word": "Hello,", "start": 0.0, "end": 1.1}, {"word": "world.", "start": 1.3, "end": 2.4}],
+    "usage": {"type": "duration", "seconds": 3},
+}
+OPENAI_EVENTS: Final = (
+    'data: {"type": "transcript.text.delta", "delta": "Hello, world."}\n\n'
+    'data: {"type": "transcript.text.done", "text": "Hello, world."}\n\n'
+)
+OPENAI_MODEL: Final[Mapping[str, Any]] = {
+    "id": "whisper-1",
+    "object": "model",
+    "created": 1_778_014_800,
+    "owned_by": "metalscribe",
+    "served": True,
+    "serves": "large-v3-turbo",
+}
+WRAPPED: Final[Mapping[str, Any]] = {
+    "text": [{"start": 0.0, "end": 2.4, "text": " Hello, world.", "words": []}],
+    "language": "en",
+    "segments": [{"start": 0.0, "end": 2.4, "text": " Hello, world.", "words": []}],
+    "word_segments": [],
+}
+DETECTED: Final[Mapping[str, Any]] = {"detected_language": "english", "language_code": "en", "confidence": 0.98}
+
 URL_REQUEST: Final[Mapping[str, Any]] = {"url": "https://example.org/lecture.mp3", "language": "en", "format": "srt"}
 
 JOB: Final[Mapping[str, Any]] = {

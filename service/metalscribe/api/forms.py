@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel
-from starlette.requests import Request
 
 from metalscribe.api.options import blank_is_none, validated
 from metalscribe.errors import InvalidParameter
@@ -14,28 +13,24 @@ from metalscribe.errors import InvalidParameter
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def parse(model: type[_Model], request: Request, form: Mapping[str, list[str]]) -> _Model:
+def parse(model: type[_Model], query: Iterable[tuple[str, str]], form: Mapping[str, list[str]]) -> _Model:
     """The parameters of a request, wherever they came.
 
     A list takes every value of ``name`` and ``name[]``; empty values count as left out.
 
     Args:
         model: what is known; its fields say whether they are lists.
-        request: for its query.
-        form: the other fields of its form.
+        query: the query's pairs.
+        form: the form's fields, without the recording.
 
     Raises:
         InvalidParameter: malformed, or given twice.
     """
+    pairs = [*query, *((name, value) for name, values in form.items() for value in values)]
     values: dict[str, Any] = {}
     for field, description in model.model_fields.items():
         name = description.alias or field
-        given = [
-            value
-            for spelt in (name, f"{name}[]")
-            for value in (*request.query_params.getlist(spelt), *form.get(spelt, ()))
-            if blank_is_none(value) is not None
-        ]
+        given = [value for spelt, value in pairs if spelt in {name, f"{name}[]"} and blank_is_none(value) is not None]
         if get_origin(description.annotation) is tuple:
             values[name] = given
         elif given:

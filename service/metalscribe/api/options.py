@@ -24,7 +24,8 @@ def blank_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
-_Text = Annotated[Annotated[str, Field(max_length=4000)] | None, BeforeValidator(blank_is_none)]
+Text = Annotated[Annotated[str, Field(max_length=4000)] | None, BeforeValidator(blank_is_none)]
+"""A text that may be left out, or empty in a form."""
 
 
 class NoParameters(BaseModel):
@@ -38,7 +39,7 @@ class TranscriptionOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
-    language: _Text = None
+    language: Text = None
     """Spoken language, a code such as `en` or a name such as `English`; detected where it is left out or `auto`."""
 
     task: Task = Task.TRANSCRIBE
@@ -50,10 +51,10 @@ class TranscriptionOptions(BaseModel):
     diarize: bool = False
     """Say who speaks."""
 
-    prompt: _Text = None
+    prompt: Text = None
     """Text before the recording: names and spelling to expect, the style to write in."""
 
-    hotwords: _Text = None
+    hotwords: Text = None
     """Words to expect."""
 
     mode: Mode = Mode.FAST
@@ -65,7 +66,7 @@ class TranscriptionOptions(BaseModel):
     audio_track: int = Field(default=0, ge=0, le=1000)
     """Which audio track of the file, counted from 0."""
 
-    model: _Text = None
+    model: Text = None
     """Which of the models that are served; the default one where it is left out."""
 
     def to_request(self, path: Path, *, name: str, served: Mapping[str, str], weight: float) -> TranscriptionRequest:

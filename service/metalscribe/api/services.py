@@ -10,6 +10,7 @@ from pathlib import Path
 
 from metalscribe.api.auth import Authenticator
 from metalscribe.api.limits import RateLimits
+from metalscribe.api.names import ModelNames
 from metalscribe.api.options import served_names
 from metalscribe.api.work import Desk
 from metalscribe.engine.interface import Engine
@@ -25,6 +26,7 @@ class Services:
 
     Attributes:
         model_names: what callers may call the models, and each one's own name.
+        names: what clients of the compatible dialects may call them.
         max_receiving: recordings that may be uploaded or fetched at one time.
         stopping: set when the service was told to stop and finishes what it has; ends streams that have no end.
     """
@@ -39,6 +41,7 @@ class Services:
     uploads: Path
     max_upload_bytes: int
     model_names: Mapping[str, str]
+    names: ModelNames
     max_receiving: int
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     receiving: int = field(default=0)

@@ -38,7 +38,7 @@ def to_json(
         "id": id,
         "text": encodable(transcript.text),
         "language": transcript.language,
-        "language_probability": _finite(transcript.language_probability),
+        "language_probability": finite(transcript.language_probability),
         "duration": rounded(transcript.duration),
         "processing_time": rounded(processing_time),
         "segments": segments,
@@ -50,12 +50,12 @@ def segment_json(segment: Segment, *, word_timestamps: bool) -> dict[str, Any]:
     """One segment of the document; ``speaker`` is there only where diarization named one."""
     document = {
         "index": segment.index,
-        **_span(segment),
+        **span(segment),
         "text": encodable(segment.text),
         "words": [_word_json(word) for word in segment.words] if word_timestamps else [],
-        "avg_logprob": _finite(segment.avg_logprob),
-        "no_speech_prob": _finite(segment.no_speech_prob),
-        "compression_ratio": _finite(segment.compression_ratio),
+        "avg_logprob": finite(segment.avg_logprob),
+        "no_speech_prob": finite(segment.no_speech_prob),
+        "compression_ratio": finite(segment.compression_ratio),
     }
     if segment.speaker is not None:
         document["speaker"] = encodable(segment.speaker)
@@ -71,17 +71,19 @@ def debug_json(done: Done) -> dict[str, Any]:
 
 
 def _decision_json(decision: Decision) -> dict[str, Any]:
-    return {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(decision).items()}
+    return {name: finite(value) if isinstance(value, float) else value for name, value in asdict(decision).items()}
 
 
 def _word_json(word: Word) -> dict[str, Any]:
-    return {**_span(word), "word": encodable(word.text), "probability": _finite(word.probability)}
+    return {**span(word), "word": encodable(word.text), "probability": finite(word.probability)}
 
 
-def _span(timed: Segment | Word) -> dict[str, float]:
+def span(timed: Segment | Word) -> dict[str, float]:
+    """``start`` and ``end`` to three decimals, never negative, never backwards."""
     start = rounded(timed.start)
     return {"start": start, "end": max(start, rounded(timed.end))}
 
 
-def _finite(number: float) -> float | None:
+def finite(number: float) -> float | None:
+    """A number that JSON can say, None for any other."""
     return float(number) if math.isfinite(number) else None
