@@ -307,7 +307,7 @@ def _code(language: str) -> str:
     try:
         return parse_language(language)
     except InvalidParameter as error:
-        raise InvalidParameter(error.detail, "languages") from None
+        raise InvalidParameter(f"languages: {error.detail}", "languages") from None
 
 
 def _event(kind: str, **data: Any) -> ServerSentEvent:
