@@ -248,7 +248,8 @@ def _answer(transcript: Transcript, asked: AsrParameters, name: str) -> Response
     plain = asked.plain
     if plain is None:
         return JSONResponse(to_wrapped(transcript, asked.form, words=asked.words), headers=_ENGINE)
-    headers = {**_ENGINE, "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}.{plain.value}"}
+    quoted = f"{quote(name, safe='')}.{plain.value}"  # once for clients that know RFC 6266, once for the others
+    headers = {**_ENGINE, "Content-Disposition": f"attachment; filename=\"{quoted}\"; filename*=UTF-8''{quoted}"}
     if plain is Plain.JSON:
         return JSONResponse(to_plain_json(transcript, words=asked.words), headers=headers)
     return Response(render(transcript, plain.shared), headers=headers, media_type="text/plain; charset=utf-8")
