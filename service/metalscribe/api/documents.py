@@ -56,6 +56,13 @@ IDEMPOTENCY: Final[Mapping[str, Any]] = {
 }
 
 
+def events_of(example: str) -> dict[str, Any]:
+    """Content by media type: server-sent events; the schema is that of one of them."""
+    text = {"type": "string"}
+    schema = {"type": "object", "required": ["data"], "properties": {"data": text, "event": text, "id": text}}
+    return {"text/event-stream": {"schema": schema, "example": example}}
+
+
 def texts() -> dict[str, Any]:
     """Contents by media type: a transcript as plain text and as subtitles."""
     return {
@@ -78,11 +85,23 @@ def in_query(model: type[BaseModel]) -> list[dict[str, Any]]:
     ]
 
 
-def properties_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """A model's fields as a schema's properties."""
+def properties_of(model: type[BaseModel], *, nullable: bool = False) -> dict[str, dict[str, Any]]:
+    """A model's fields as a schema's properties.
+
+    Args:
+        model: what the fields are of.
+        nullable: keep null as a value; in JSON it is one, in a form or a query it would be a word.
+    """
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
-    return {name: _inlined(value, definitions) for name, value in schema["properties"].items()}
+    properties = {name: _inlined(value, definitions) for name, value in schema["properties"].items()}
+    return properties if nullable else {name: _without_null(value) for name, value in properties.items()}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    rest = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
+    plain = {name: value for name, value in schema.items() if name != "anyOf" and (name, value) != ("default", None)}
+    return {**plain, **(rest[0] if len(rest) == 1 else {"anyOf": rest})} if rest else plain
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from metalscribe.api.documents import (
     LAST_EVENT_PARAMETER,
     SEGMENT,
     TEXT_OR_NULL,
+    events_of,
     in_query,
     object_of,
     properties_of,
@@ -330,10 +331,7 @@ _SHOWN: Final[dict[str, Any]] = {
 _EVENTS: Final[dict[str, Any]] = {
     "description": "`segment`, `progress`, and at the end `done`, `failed` or `cancelled` with the job",
     "content": {
-        "text/event-stream": {
-            "schema": {"type": "string"},
-            "example": examples.JOB_EVENTS,
-        }
+        **events_of(examples.JOB_EVENTS),
     },
 }
 

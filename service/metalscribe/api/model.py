@@ -20,7 +20,15 @@ from starlette.responses import JSONResponse, Response
 
 from metalscribe.api import examples
 from metalscribe.api.bodies import read_json
-from metalscribe.api.documents import LAST_EVENT, LAST_EVENT_PARAMETER, TEXT_OR_NULL, in_query, object_of, properties_of
+from metalscribe.api.documents import (
+    LAST_EVENT,
+    LAST_EVENT_PARAMETER,
+    TEXT_OR_NULL,
+    events_of,
+    in_query,
+    object_of,
+    properties_of,
+)
 from metalscribe.api.options import NoParameters, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
@@ -71,7 +79,7 @@ def router(services: Services) -> APIRouter:
         status_code=202,
         dependencies=[admin],
         responses={202: _STATUS, **documented(*_PROBLEMS)},
-        openapi_extra=_documentation(LoadOrder),
+        openapi_extra=_documentation(LoadOrder, services.names.default),
     )
     async def load(request: Request) -> Response:
         order = await _order(LoadOrder, request)
@@ -83,7 +91,7 @@ def router(services: Services) -> APIRouter:
         summary="Unload a model; answers when its memory is free",
         dependencies=[admin],
         responses={200: _STATUS, **documented(*_PROBLEMS)},
-        openapi_extra=_documentation(UnloadOrder),
+        openapi_extra=_documentation(UnloadOrder, services.names.default),
     )
     async def unload(request: Request) -> Response:
         order = await _order(UnloadOrder, request)
@@ -274,16 +282,16 @@ _STATUS: Final[dict[str, Any]] = {
 }
 _EVENTS: Final[dict[str, Any]] = {
     "description": "`model_loading`, `model_ready`, `model_unloading`, `model_unloaded`, `model_waiting_for_gpu`, `model_failed`",
-    "content": {"text/event-stream": {"schema": {"type": "string"}, "example": examples.MODEL_EVENTS}},
+    "content": events_of(examples.MODEL_EVENTS),
 }
 
 
-def _documentation(order: type[LoadOrder]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties_of(order), "additionalProperties": False}
+def _documentation(order: type[LoadOrder], model: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties_of(order, nullable=True), "additionalProperties": False}
     return {
         "parameters": in_query(order),
         "requestBody": {
             "required": False,
-            "content": {"application/json": {"schema": schema, "example": {"model": examples.MODEL["model"]}}},
+            "content": {"application/json": {"schema": schema, "example": {"model": model}}},
         },
     }

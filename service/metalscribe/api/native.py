@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from metalscribe.api import examples
 from metalscribe.api.bodies import read_json
-from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, in_query, properties_of, texts
+from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, events_of, in_query, properties_of, texts
 from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
@@ -194,7 +194,7 @@ _ANSWER: Final[dict[str, Any]] = {
     "content": {
         "application/json": {"schema": _TRANSCRIPT, "example": examples.TRANSCRIPT},
         **texts(),
-        "text/event-stream": {"schema": {"type": "string"}, "example": examples.TRANSCRIPT_EVENTS},
+        **events_of(examples.TRANSCRIPT_EVENTS),
     },
 }
 
@@ -215,7 +215,7 @@ def _url_documentation() -> dict[str, Any]:
     schema = {
         "type": "object",
         "required": ["url"],
-        "properties": properties_of(UrlOptions),
+        "properties": properties_of(UrlOptions, nullable=True),
         "additionalProperties": False,
     }
     return {

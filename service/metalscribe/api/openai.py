@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from metalscribe.api import examples
-from metalscribe.api.documents import object_of, properties_of
+from metalscribe.api.documents import events_of, object_of, properties_of
 from metalscribe.api.forms import parse
 from metalscribe.api.names import ListedModel
 from metalscribe.api.options import Text
@@ -373,7 +373,7 @@ _CONTENTS: Final = {
 _TRANSLATION: Final[dict[str, Any]] = {"description": "The translation, in the format asked for", "content": _CONTENTS}
 _TRANSCRIPTION: Final[dict[str, Any]] = {
     "description": "The transcript, in the format asked for",
-    "content": {**_CONTENTS, "text/event-stream": {"schema": _STRING, "example": examples.OPENAI_EVENTS}},
+    "content": {**_CONTENTS, **events_of(examples.OPENAI_EVENTS)},
 }
 _LISTED: Final = object_of(
     {

@@ -6,6 +6,7 @@ The one place where an error meets an HTTP status.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -119,13 +120,16 @@ def install(app: FastAPI) -> None:
             raise error
         phrase = HTTPStatus(error.status_code).phrase
         detail = {404: "no such path; /docs lists them", 405: "this path does not take that method; /docs lists them"}
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = _allowed(request)  # of all routes of the path; the framework knows of one
         return _response(
             request,
             error.status_code,
             phrase.lower().replace(" ", "_"),
             phrase,
             detail.get(error.status_code, str(error.detail)),
-            dict(error.headers or {}),
+            headers,
             {},
         )
 
@@ -137,6 +141,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
+
+
+def _allowed(request: Request) -> str:
+    routes = itertools.chain.from_iterable(router.routes for router in request.app.state.routers)
+    methods = (route.methods or () for route in routes if route.path_regex.match(request.url.path))
+    return ", ".join(sorted(set(itertools.chain.from_iterable(methods))))
 
 
 def unexpected(request: Request, error: BaseException) -> Response:
