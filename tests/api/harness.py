@@ -255,6 +255,18 @@ def says(text: str, expected: str) -> bool:
     return sum(word in heard for word in wanted) >= 0.85 * len(wanted)
 
 
+def fill(disk: Path) -> Path:
+    """Take all that is free; returns the file that has it."""
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(2**16))
+                file.flush()
+        except OSError:
+            return filler
+
+
 class Caller:
     """Someone who sends a recording and neither reads nor hangs up until told to."""
 

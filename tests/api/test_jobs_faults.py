@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from .harness import KEY, Service, problem, running, wait_for
+from .harness import KEY, Service, fill, problem, running, wait_for
 from .jobs import ended, job, recordings, submit
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
@@ -31,32 +30,6 @@ def logged(service: Service, event: str) -> list[dict[str, object]]:
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(mounted)], check=False, capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
-    yield mounted
-    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all that is free; returns the file that has it."""
-    filler = disk / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(2**16))
-                file.flush()
-        except OSError:
-            return filler
 
 
 def test_a_full_disk_refuses_uploads_and_leaves_nothing(small_disk: Path, long_wav: bytes, sample: bytes) -> None:
