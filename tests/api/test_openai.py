@@ -89,7 +89,7 @@ def test_granularities_are_those_asked_for(
     answer = transcribe(response_format="verbose_json", timestamp_granularities=asked)
     assert (answer.segments is not None, answer.words is not None) == (segments, words)
     if words:
-        assert "".join(word.word for word in answer.words) == "".join(said.split())
+        assert [word.word for word in answer.words] == said.split()
         times = [(word.start, word.end) for word in answer.words]
         assert all(start <= end for start, end in times)
         assert times == sorted(times)

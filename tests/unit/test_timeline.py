@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalscribe.engine.messages import AlignedWord, RowDone
-from metalscribe.engine.timeline import Timeline, place_words, segments_of, sentences
+from metalscribe.engine.timeline import Timeline, place_words, segments_of, sentences, whole_words
 from metalscribe.media.messages import Piece
 from metalscribe.media.pcm import SAMPLE_RATE
-from metalscribe.transcript import Word
+from metalscribe.transcript import Task, Word
 
 TOLERANCE = 1e-6
 
@@ -175,3 +175,21 @@ def test_text_without_words_is_one_segment_over_the_span() -> None:
     (segment,) = segments_of(done(" Only text."), [], (3.0, 9.5), 4)
     assert (segment.index, segment.start, segment.end, segment.text, segment.words) == (4, 3.0, 9.5, " Only text.", ())
     assert segments_of(done("  "), spoken(" x"), (0.0, 1.0), 0) == []
+
+
+def test_words_are_parted_by_spaces_alone() -> None:
+    pieces = [(" seven", 1), (" o", 1), ("'clock", 2), (",", 1), (" 1", 1), (",000", 1), (" e", 1), ("-mail", 1)]
+    aligned = [AlignedWord(i, i + 1, text, 0.5 + i / 20, tokens) for i, (text, tokens) in enumerate(pieces)]
+    words = whole_words(aligned, "en", Task.TRANSCRIBE)
+    assert [word.text for word in words] == [" seven", " o'clock,", " 1,000", " e-mail"]
+    assert [(word.start, word.end) for word in words] == [(0, 1), (1, 4), (4, 6), (6, 8)]
+    assert sum(word.tokens for word in words) == sum(tokens for _, tokens in pieces)
+    assert words[1].probability == pytest.approx((0.55 + 2 * 0.6 + 0.65) / 4)
+
+
+def test_languages_without_spaces_keep_their_words_unless_they_are_translated() -> None:
+    aligned = [AlignedWord(0, 1, "今天", 1.0), AlignedWord(1, 2, "天气", 1.0)]
+    assert whole_words(aligned, "zh", Task.TRANSCRIBE) == aligned
+    pieces = [AlignedWord(0, 1, " wea", 1.0), AlignedWord(1, 2, "ther", 1.0)]
+    assert [word.text for word in whole_words(pieces, "zh", Task.TRANSLATE)] == [" weather"]
+    assert whole_words([], "en", Task.TRANSCRIBE) == []

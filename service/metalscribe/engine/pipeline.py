@@ -14,7 +14,7 @@ from metalscribe.engine.dispatch import Dispatcher, Outcome
 from metalscribe.engine.messages import DecodeOptions, RowDone, Search
 from metalscribe.engine.scheduler import Ticket
 from metalscribe.engine.settle import Settled, Settler
-from metalscribe.engine.timeline import Timeline, place_words, segments_of
+from metalscribe.engine.timeline import Timeline, place_words, segments_of, whole_words
 from metalscribe.media.decode import DecoderPool
 from metalscribe.media.messages import Chunk, Decoded, Ended, Opened
 from metalscribe.media.pcm import SAMPLE_RATE
@@ -260,7 +260,7 @@ class Pipeline:
         if settled.empty:
             return []
         offset = settled.start / SAMPLE_RATE
-        words = place_words(settled.result.words if self._timed else [], offset, self._timeline)
+        words = self._placed(settled.result, offset) if self._timed else []
         span = self._timeline.wide_span(offset, offset + settled.length / SAMPLE_RATE)
         return self._accept(settled.result, words, span, settled.temperature)
 
@@ -317,7 +317,7 @@ class Pipeline:
     def _stitch_window(self, seek: int, settled: Settled) -> list[Segment]:
         result = settled.result
         offset = seek / SAMPLE_RATE
-        words = list(place_words(result.words, offset, self._timeline))
+        words = self._placed(result, offset)
         stitched: list[Segment] = []
         for phrase in result.phrases:
             span = self._timeline.wide_span(offset + phrase.start, offset + phrase.end)
@@ -368,6 +368,9 @@ class Pipeline:
             on_end()
             async with feed.changed:
                 feed.changed.notify_all()
+
+    def _placed(self, result: RowDone, offset: float) -> list[Word]:
+        return place_words(whole_words(result.words, result.language, self._request.task), offset, self._timeline)
 
     def _accept(
         self, result: RowDone, words: list[Word], span: tuple[float, float], temperature: float

@@ -9,12 +9,15 @@ from typing import Final
 from metalscribe.engine.messages import AlignedWord, RowDone
 from metalscribe.media.messages import Piece
 from metalscribe.media.pcm import SAMPLE_RATE
-from metalscribe.transcript import Segment, Word
+from metalscribe.transcript import Segment, Task, Word
 
 _SENTENCE_END: Final = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
 _PAUSE: Final = 1.0
 _MAX_SEGMENT: Final = 20.0
 _LONGEST_WORD: Final = 2.0
+_UNSPACED: Final = frozenset(
+    {"zh", "ja", "th", "lo", "my", "yue"}
+)  # those whose text the tokenizer cuts letter by letter
 
 
 class Timeline:
@@ -59,6 +62,26 @@ class Timeline:
             if position <= piece[0] + piece[1]:
                 return piece
         return self._pieces[-1]
+
+
+def whole_words(aligned: Sequence[AlignedWord], language: str, task: Task) -> list[AlignedWord]:
+    """The words as they are written: what no space parts from the word before it belongs to it (``o'clock``, ``1,000``, ``e-mail``).
+
+    Alignment cuts at punctuation, and wherever a letter ends if the spoken language is written without spaces, be the text
+    a translation into English or not.
+    """
+    if language in _UNSPACED and task is not Task.TRANSLATE:
+        return list(aligned)
+    words: list[AlignedWord] = []
+    for word in aligned:
+        if not words or word.text[:1].isspace():
+            words.append(word)
+            continue
+        last = words[-1]
+        tokens = last.tokens + word.tokens
+        probability = (last.probability * last.tokens + word.probability * word.tokens) / max(1, tokens)
+        words[-1] = AlignedWord(last.start, max(last.end, word.end), last.text + word.text, probability, tokens)
+    return words
 
 
 def place_words(aligned: Sequence[AlignedWord], offset: float, timeline: Timeline) -> list[Word]:
