@@ -92,6 +92,14 @@ class EngineCollector(Collector):
         status = self._engine.status
         yield GaugeMetricFamily("metalscribe_requests", "Transcriptions under way or waiting", status.requests)
         yield GaugeMetricFamily(
+            "metalscribe_interactive_requests", "Those of them that a caller waits for", status.interactive
+        )
+        yield GaugeMetricFamily(
+            "metalscribe_interactive_requests_limit",
+            "How many of those there may be; the next one is refused",
+            status.max_interactive,
+        )
+        yield GaugeMetricFamily(
             "metalscribe_audio_seconds_waiting", "Seconds of audio in the queue", status.audio_seconds_waiting
         )
         state = StateSetMetricFamily("metalscribe_model_state", "Where each model is in its life", labels=["model"])
