@@ -7,7 +7,7 @@ import importlib.metadata
 import ipaddress
 import itertools
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,8 @@ from metalscribe.api.limits import RateLimits
 from metalscribe.api.names import ModelNames
 from metalscribe.api.requests import RequestLog
 from metalscribe.api.services import Services
+from metalscribe.api.traffic import TrafficMetrics, Witness
+from metalscribe.api.whisperx import WhisperxCollector, WhisperxTraffic
 from metalscribe.api.work import Desk
 from metalscribe.engine.fleet import ServedModel
 from metalscribe.engine.lifecycle import ModelProcessOptions
@@ -43,7 +45,7 @@ from metalscribe.jobs.metrics import JobMetrics
 from metalscribe.jobs.office import JobOffice, JobOptions, incoming_of
 from metalscribe.media.addresses import AddressPolicy
 from metalscribe.media.fetch import Fetcher
-from metalscribe.settings import Settings, WhenUnloaded
+from metalscribe.settings import MetricsCompat, Settings, WhenUnloaded
 from metalscribe.store.database import Database
 from metalscribe.store.idempotency import IdempotencyStore
 from metalscribe.store.job import Quota
@@ -110,13 +112,14 @@ def _names(settings: Settings, engine: LocalEngine) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+async def _running(settings: Settings, app: FastAPI, registry: CollectorRegistry) -> AsyncIterator[None]:
     """Everything that lives as long as the service does, started before it listens and closed after it stopped."""
     nvml = Nvml()
     gpu = GpuWatch(nvml)
-    registry = CollectorRegistry()
     engine = build_engine(settings, gpu, EngineMetrics(registry))
     registry.register(EngineCollector(engine))
+    if settings.metrics_compat is MetricsCompat.WHISPERX:
+        registry.register(WhisperxCollector(engine))
     async with AsyncExitStack() as stack:
         stack.callback(nvml.close)
         uploads = stack.enter_context(_uploads(settings))
@@ -215,19 +218,26 @@ def _job_options(settings: Settings) -> JobOptions:
 
 def create_app(settings: Settings) -> FastAPI:
     """The HTTP application; its lifespan starts and stops everything else."""
+    registry = CollectorRegistry()
     app = FastAPIOffline(  # /docs works on a machine without internet
         title="metalscribe",
         version=importlib.metadata.version("metalscribe"),
         description="Private speech to text. Send an API key as `X-API-Key`, `Authorization: Bearer` or HTTP Basic's password.",
-        lifespan=lambda app: _running(settings, app),
+        lifespan=lambda app: _running(settings, app, registry),
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name whatever host the caller put into its request
     )
     problems.install(app)
     _document_keys(app)
     app.add_exception_handler(RateLimitExceeded, _rate_limited)
-    app.add_middleware(RequestLog, on_error=problems.unexpected)
+    app.add_middleware(RequestLog, on_error=problems.unexpected, witnesses=_witnesses(settings, registry))
     return app
+
+
+def _witnesses(settings: Settings, registry: CollectorRegistry) -> Sequence[Witness]:
+    """Who counts requests."""
+    traffic = TrafficMetrics(registry)
+    return (traffic, WhisperxTraffic(registry)) if settings.metrics_compat is MetricsCompat.WHISPERX else (traffic,)
 
 
 def _document_keys(app: FastAPI) -> None:

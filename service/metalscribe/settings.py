@@ -43,6 +43,13 @@ class WhenUnloaded(StrEnum):
     REJECT = "reject"
 
 
+class MetricsCompat(StrEnum):
+    """Whose series ``/metrics`` exports beside its own."""
+
+    NONE = ""
+    WHISPERX = "whisperx"
+
+
 def default_state_dir() -> Path:
     """systemd's ``StateDirectory=`` where there is one, else the user's own state directory."""
     systemd = os.environ.get("STATE_DIRECTORY")
@@ -82,6 +89,9 @@ class Settings(BaseSettings):
 
     log_level: str = "info"
     """debug, info, warning or error."""
+
+    metrics_compat: MetricsCompat = MetricsCompat.NONE
+    """whisperx has /metrics export the series of whisperx-asr-service too, for dashboards that were made for it; empty does not."""
 
     # --- the model ---
     model: str = "large-v3-turbo"

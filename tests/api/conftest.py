@@ -14,7 +14,12 @@ import httpx
 import numpy as np
 import pytest
 
+from nvml import HEALTHY, compiled, tell
+
 from .harness import SAMPLE, Service, Start, running, wav
+
+GPUS = HEALTHY | {"gpu0.xid": "31"}
+READER = "prometheus-of-the-newsroom"
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +27,34 @@ def service(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The service most tests share; nothing may be left of a test in it."""
     with running(tmp_path_factory.mktemp("service") / "state", IDLE_TIMEOUT_SECS=0) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def gpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The control file of two GPUs, whose library alone is simulated, in the folder of that library (see tests/nvml.py)."""
+    folder = tmp_path_factory.mktemp("nvml")
+    compiled(folder)
+    tell(folder / "control", GPUS)
+    return folder / "control"
+
+
+@pytest.fixture(scope="session")
+def observed(demo_model: Path, tmp_path_factory: pytest.TempPathFactory, gpus: Path) -> Iterator[Service]:
+    """A service that exports every series there is. Its model is on the CPU; the GPUs are there to be watched."""
+    settings = {"IDLE_TIMEOUT_SECS": 0, "METRICS_COMPAT": "whisperx", "ALLOW_NETWORKS": "127.0.0.0/8"}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LD_LIBRARY_PATH", str(gpus.parent))
+        environment.setenv("FAKE_NVML_CONTROL", str(gpus))
+        service = running(tmp_path_factory.mktemp("observed") / "state", **settings)
+        made = service.__enter__()
+    yield made
+    service.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def reader(observed: Service) -> httpx.Client:
+    """Whoever may read the metrics of ``observed``, and no more."""
+    return observed.client(observed.new_key(READER, "--scope", "metrics"))
 
 
 @pytest.fixture

@@ -239,7 +239,9 @@ def test_targets_of_an_inventory(tmp_path: Path) -> None:
     done = scrape(inventory)
     assert (done.returncode, done.stderr) == (0, "")
     found = {(group["labels"]["instance"], group["labels"]["exporter"]): group for group in json.loads(done.stdout)}
-    assert set(found) == {("gpu1", "node"), ("gpu1", "gpu"), ("gpu2", "node")}
+    services = {(name, "service") for name in ("gpu1", "gpu2", "gpu3")}
+    assert set(found) == {("gpu1", "node"), ("gpu1", "gpu"), ("gpu2", "node")} | services
+    assert found["gpu3", "service"]["labels"]["__metrics_path__"] == "/metrics"
     assert found["gpu1", "gpu"]["targets"] == ["10.1.2.3:443"]
     assert found["gpu1", "gpu"]["labels"]["__metrics_path__"] == "/metrics/gpu"
     assert found["gpu2", "node"]["targets"] == ["[2001:db8::1]:8443"]

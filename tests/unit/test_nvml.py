@@ -1,7 +1,7 @@
 """GPU health, through the genuine ``nvidia-ml-py`` and a stand-in for NVIDIA's shared library.
 
-The library is the only simulation, since no build machine has a card to lose: ``fake_nvml/nvml.c`` is compiled here and
-answers NVML's C API with the values of a control file. Most tests hand it to the binding in place of the library it
+The library is the only simulation, since no build machine has a card to lose: ``tests/nvml.py`` compiles it, and it answers
+NVML's C API with the values of a control file. Most tests hand it to the binding in place of the library it
 would have loaded; those that are about loading run in a process of their own, where the binding finds it by name.
 """
 
@@ -24,62 +24,12 @@ import pytest
 
 from metalscribe.gpu.health import GpuHealth, GpuProcess, GpuReport, MigInstance, ProblemCode, visible
 from metalscribe.gpu.nvml import Nvml
+from nvml import GIB, GPU_1, HEALTHY, LIBRARY, SYSTEM, UUID_0, UUID_1, compiled, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-GIB = 1024**3
-LIBRARY = "libnvidia-ml.so.1"
-SOURCE = Path(__file__).parent / "fake_nvml" / "nvml.c"
 SERVICE = Path(__file__).parents[2] / "service"
-STRUCTURES = {
-    "SIZEOF_MEMORY_V1": pynvml.c_nvmlMemory_t,
-    "SIZEOF_MEMORY_V2": pynvml.c_nvmlMemory_v2_t,
-    "SIZEOF_UTILIZATION": pynvml.c_nvmlUtilization_t,
-    "SIZEOF_PCI_INFO": pynvml.nvmlPciInfo_t,
-    "SIZEOF_TEMPERATURE_V1": pynvml.c_nvmlTemperature_v1_t,
-    "SIZEOF_PROCESS": pynvml.c_nvmlProcessInfo_t,
-    "SIZEOF_EVENT": pynvml.c_nvmlEventData_t,
-}
-
-SYSTEM = {"count": "2", "driver_version": "580.95.05", "cuda_version": "13000"}
-UUID_0 = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
-UUID_1 = "GPU-89aa0c11-0b2e-4b7d-9d0f-5f3f6f0a7c22"
-GPU_0 = {
-    "gpu0.name": "NVIDIA L40S",
-    "gpu0.uuid": UUID_0,
-    "gpu0.pci": "0:c1:0",
-    "gpu0.memory_total": str(48 * GIB),
-    "gpu0.memory_reserved": str(1 * GIB),
-    "gpu0.memory_free": str(40 * GIB),
-    "gpu0.utilization_gpu": "87",
-    "gpu0.utilization_memory": "31",
-    "gpu0.temperature": "71",
-    "gpu0.power": "299512",
-    "gpu0.power_limit": "350000",
-    "gpu0.clock_sm": "2520",
-    "gpu0.clock_memory": "9001",
-    "gpu0.clock_reasons": "0x24",
-    "gpu0.ecc": "1",
-    "gpu0.ecc_corrected": "3",
-    "gpu0.ecc_uncorrected": "1",
-    "gpu0.pcie_generation": "1",
-    "gpu0.pcie_generation_max": "4",
-    "gpu0.pcie_width": "8",
-    "gpu0.pcie_width_max": "16",
-    "gpu0.mig": "0",
-    "gpu0.processes_compute": f"4242:{5 * GIB},17:?",
-    "gpu0.processes_graphics": f"4242:{5 * GIB},99:{GIB}",
-    "gpu0.processes_mps": "",
-}
-GPU_1 = {key.replace("gpu0", "gpu1"): value for key, value in GPU_0.items()} | {
-    "gpu1.uuid": UUID_1,
-    "gpu1.pci": "10000:2:1f",
-    "gpu1.clock_reasons": "0",
-    "gpu1.processes_compute": "",
-    "gpu1.processes_graphics": "",
-}
-HEALTHY = SYSTEM | GPU_0 | GPU_1
 MIG_A, MIG_B = "MIG-41b35c1c-9d5b-5a9e-a7d5-9c2f8f7a1d10", "MIG-41ffee00-0000-5a9e-a7d5-9c2f8f7a1d11"
 MIG = HEALTHY | {
     "gpu1.name": "NVIDIA H100 PCIe",
@@ -108,10 +58,7 @@ class FakeDriver:
     library: ctypes.CDLL
 
     def set(self, settings: Mapping[str, str], **more: str) -> None:
-        text = "".join(f"{key} {value}\n" for key, value in {**settings, **more}.items())
-        fresh = self.control.with_suffix(".new")
-        fresh.write_bytes(text.encode("latin-1"))
-        fresh.replace(self.control)
+        tell(self.control, {**settings, **more})
 
     def raise_xid(self, gpu: int, xid: int, *, alias: bool = False) -> bool:
         return bool(self.library.fake_raise_xid(gpu, ctypes.c_ulonglong(xid), int(alias)))
@@ -132,23 +79,14 @@ class FakeDriver:
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compile the library, once for each set of flags."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler (cc, gcc or clang) for the stand-in of libnvidia-ml.so.1")
     built: dict[tuple[str, ...], Path] = {}
 
-    def compiled(*flags: str) -> Path:
+    def library(*flags: str) -> Path:
         if flags not in built:
-            target = tmp_path_factory.mktemp("nvml") / LIBRARY
-            sizes = [f"-D{name}={ctypes.sizeof(structure)}" for name, structure in STRUCTURES.items()]
-            command = [compiler, "-shared", "-fPIC", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", *sizes, *flags]
-            arguments = [*command, "-o", str(target), str(SOURCE), "-lpthread"]
-            done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            built[flags] = target
+            built[flags] = compiled(tmp_path_factory.mktemp("nvml"), *flags)
         return built[flags]
 
-    return compiled
+    return library
 
 
 @pytest.fixture

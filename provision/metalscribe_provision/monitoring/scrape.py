@@ -20,9 +20,12 @@ from metalscribe_provision.monitoring.exporters import wanted
 
 GROUP: Final = "gpu_hosts"
 
+SERVICE: Final = "service"
+"""In the label ``exporter``: metalscribe itself, whose metrics want a key."""
+
 
 def target_groups(name: str, variables: Mapping[str, Any], data: HostData) -> Iterator[dict[str, Any]]:
-    """Yield the target groups of one host, one for each exporter on it.
+    """Yield the target groups of one host: its service, and each exporter on it.
 
     Args:
         name: in the inventory; becomes the label ``instance``, so that dashboards call the host as its operator does.
@@ -34,8 +37,9 @@ def target_groups(name: str, variables: Mapping[str, Any], data: HostData) -> It
     """
     address = server_names(data, name, variables.get("ansible_host") or variables.get("ssh_hostname"))[0]
     bracketed = f"[{address}]" if ":" in address else address
-    for exporter in wanted(data):
-        labels = {"__metrics_path__": exporter.path, "exporter": exporter.path.rpartition("/")[2], "instance": name}
+    paths = {SERVICE: "/metrics", **{exporter.path.rpartition("/")[2]: exporter.path for exporter in wanted(data)}}
+    for exporter, path in paths.items():
+        labels = {"__metrics_path__": path, "exporter": exporter, "instance": name}
         yield {"targets": [f"{bracketed}:{data.https_port}"], "labels": labels}
 
 
@@ -65,8 +69,7 @@ def main() -> int:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     if not found:
-        hint = "set node_exporter or gpu_exporter in the inventory"
-        print(f"Warning: no host in the group {GROUP} has an exporter; {hint}", file=sys.stderr)  # noqa: T201
+        print(f"Warning: no host is in the inventory's group {GROUP}", file=sys.stderr)  # noqa: T201
     print(json.dumps(found, indent=2))  # noqa: T201
     return 0
 

@@ -147,4 +147,18 @@ HEALTH: Final[Mapping[str, Any]] = {
     "gpu_available": True,
     "model_state": "ready",
 }
+QUEUE: Final[Mapping[str, Any]] = {
+    "serve_mode": "simple",
+    "device": "cuda",
+    "loaded_models": ["large-v3-turbo"],
+    "queue": {
+        "requests_queued": 0,
+        "requests_in_flight": 2,
+        "gpu_concurrency": 32,
+        "max_queue_size": 32,
+        "chunks_waiting": 5,
+        "chunks_running": 16,
+        "audio_seconds_waiting": 141.6,
+    },
+}
 METRICS: Final = "# HELP metalscribe_requests Transcriptions under way or waiting\n# TYPE metalscribe_requests gauge\nmetalscribe_requests 2.0\n"

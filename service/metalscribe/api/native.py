@@ -20,6 +20,7 @@ from metalscribe.api.bodies import read_json
 from metalscribe.api.documents import IDEMPOTENCY, SEGMENT, events_of, in_query, properties_of, texts
 from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
+from metalscribe.api.requests import note
 from metalscribe.api.services import Services
 from metalscribe.api.streaming import native, stream
 from metalscribe.api.transcribing import Transcribing
@@ -102,7 +103,8 @@ def router(services: Services) -> APIRouter:
         async def fetch() -> None:
             with services.place_to_receive():
                 await asyncio.to_thread(services.uploads.mkdir, mode=0o700, exist_ok=True)
-                await services.fetcher.fetch(options.url, path)
+                fetched = await services.fetcher.fetch(options.url, path)
+            note(audio_bytes=fetched.bytes)
 
         if options.stream:
             _refuse_idempotency(request)

@@ -75,6 +75,7 @@ def document(error: MetalscribeError, request: Request) -> dict[str, Any]:
 
 def problem(error: MetalscribeError, request: Request) -> Response:
     """An error as a response."""
+    note(problem=error.code)
     status = status_of(error)
     headers: dict[str, str] = {}
     if isinstance(error, errors.TryLater | errors.RateLimited):
@@ -107,7 +108,6 @@ def install(app: FastAPI) -> None:
     async def on_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, MetalscribeError):
             raise error
-        note(problem=error.code)
         return with_rate_limit(request, problem(error, request))
 
     async def on_validation(request: Request, error: Exception) -> Response:
@@ -119,6 +119,8 @@ def install(app: FastAPI) -> None:
         if not isinstance(error, HTTPException):
             raise error
         phrase = HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "_")
+        note(problem=code)
         detail = {404: "no such path; /docs lists them", 405: "this path does not take that method; /docs lists them"}
         headers = dict(error.headers or {})
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -126,7 +128,7 @@ def install(app: FastAPI) -> None:
         return _response(
             request,
             error.status_code,
-            phrase.lower().replace(" ", "_"),
+            code,
             phrase,
             detail.get(error.status_code, str(error.detail)),
             headers,
@@ -153,6 +155,7 @@ def unexpected(request: Request, error: BaseException) -> Response:
     """The answer to a defect of the service itself, and to a request that the service could not wait for at its end."""
     if isinstance(error, asyncio.CancelledError):
         return problem(errors.ShuttingDown("the service is shutting down; send the request again in a moment"), request)
+    note(problem="internal_error")
     _log.error("unexpected error", exc_info=error)
     detail = "the service met an unexpected error; its log tells more under this request_id"
     return _response(request, 500, "internal_error", "Internal error", detail, {}, {})

@@ -1,4 +1,4 @@
-"""What every request gets: an id, one line in the log, and security headers."""
+"""What every request gets: an id, one line in the log, security headers, and witnesses who count it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
@@ -15,11 +15,15 @@ import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from metalscribe.api.traffic import UNMATCHED, Exchange, Witness, surface_of
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _ERRORS_FROM: Final = 400
+_EVENT_STREAM: Final = "text/event-stream"
 _WORTH_SWALLOWING: Final = 64 * 1024
 _LINGER_SECONDS: Final = 5.0
 _LINGER_BYTES: Final = 8 * 1024 * 1024
@@ -45,11 +49,18 @@ class RequestLog:
     Args:
         app: what to serve.
         on_error: the answer to an exception that nothing else has caught, or to the cancellation that ends a shutdown.
+        witnesses: told of each request's beginning and end.
     """
 
-    def __init__(self, app: ASGIApp, on_error: Callable[[Request, BaseException], Response]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        on_error: Callable[[Request, BaseException], Response],
+        witnesses: Sequence[Witness] = (),
+    ) -> None:
         self._app = app
         self._on_error = on_error
+        self._witnesses = witnesses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -64,7 +75,11 @@ class RequestLog:
         _facts.set(facts)  # one object, shared by every task that inherits this context
         begin = time.perf_counter()
         status = 499  # nothing was sent: the client left
+        streams = False
         unread = _unread_body(scope)
+        surface = surface_of(scope["path"])
+        for witness in self._witnesses:
+            witness.began(surface)
 
         async def receive_counted() -> Message:
             nonlocal unread
@@ -74,10 +89,12 @@ class RequestLog:
             return message
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _mark(MutableHeaders(scope=message), request_id, status, close=unread)
+                headers = MutableHeaders(scope=message)
+                streams = headers.get("Content-Type", "").startswith(_EVENT_STREAM)
+                _mark(headers, request_id, status, close=unread)
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
                 # All of the answer, but not yet its end, upon which the connection is closed.
                 await send({**message, "more_body": True})
@@ -92,6 +109,12 @@ class RequestLog:
                 raise  # half an answer is out; the server must break the connection
             await self._on_error(Request(scope), error)(scope, receive_counted, send_marked)
         finally:
+            seconds = time.perf_counter() - begin
+            follows = streams and scope["method"] == "GET"
+            template = _template(scope)
+            exchange = Exchange(surface, template, scope["method"], status, seconds, follows, facts)
+            for witness in self._witnesses:
+                witness.ended(exchange)
             level = "debug" if scope["path"] in _QUIET and status < _ERRORS_FROM else "info"
             client = scope.get("client")
             getattr(_log, level)(
@@ -99,10 +122,24 @@ class RequestLog:
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
-                seconds=round(time.perf_counter() - begin, 3),
+                seconds=round(seconds, 3),
                 client=client[0] if client else None,
                 **facts,
             )
+
+
+def _template(scope: Scope) -> str:
+    """The path of the route that a request has met, with its parameters as names."""
+    route = scope.get("route")
+    if route is None and "endpoint" in scope:  # not FastAPI's own kind of route: the documentation's files
+        route = next((one for one in scope["app"].routes if scope["endpoint"] in _endpoints(one)), None)
+    path: str | None = getattr(route, "path_format", None) or getattr(route, "path", None)
+    return path or UNMATCHED
+
+
+def _endpoints(route: BaseRoute) -> tuple[object, object]:
+    """What a route or a mount names as the endpoint of the requests that it takes."""
+    return getattr(route, "endpoint", None), getattr(route, "app", None)
 
 
 def _mark(headers: MutableHeaders, request_id: str, status: int, *, close: bool) -> None:

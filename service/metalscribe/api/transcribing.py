@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from metalscribe.api.requests import note
 from metalscribe.api.services import Services
-from metalscribe.errors import EngineFailed
+from metalscribe.errors import EngineFailed, MetalscribeError
 from metalscribe.store.identity import ApiKey
 from metalscribe.transcript import Done, Event, TranscriptionRequest
 
@@ -39,11 +39,15 @@ class Transcribing:
         Raises:
             MetalscribeError: see :meth:`metalscribe.engine.interface.Engine.transcribe`.
         """
-        async with aclosing(self.services.engine.transcribe(wanted)) as events:
-            async for event in events:
-                if isinstance(event, Done):
-                    self._note(event)
-                yield event
+        try:
+            async with aclosing(self.services.engine.transcribe(wanted)) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        self._note(event)
+                    yield event
+        except MetalscribeError as error:
+            note(problem=error.code)  # a stream that is under way has no status left to tell it by
+            raise
 
     async def whole(self, wanted: TranscriptionRequest) -> Done:
         """The result, when all of it is there.

@@ -15,6 +15,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from metalscribe.api.requests import note
 from metalscribe.errors import InvalidParameter, UploadStalled, UploadTooLarge
 from metalscribe.media.newfile import NewFile
 
@@ -97,6 +98,7 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
                 for piece in form.feed(data):
                     await file.write(piece)
             upload = form.finish()
+        note(audio_bytes=upload.size)
         yield upload
     finally:
         # NewFile has removed what is incomplete; this is the end of a complete file that nobody took over.

@@ -99,6 +99,11 @@ class ModelStatus:
     chunks_running: int
     counters: LifecycleCounters
 
+    @property
+    def loaded(self) -> bool:
+        """It is in memory; those who hold it are being served."""
+        return self.state in {ModelState.READY, ModelState.UNLOADING}
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
@@ -109,6 +114,7 @@ class EngineStatus:
         compute_type: CTranslate2's; None until loaded.
         detail: why the state is what it is, where there is something to tell.
         requests: transcriptions under way or waiting.
+        interactive: those of them that a caller waits for, of which there may be ``max_interactive``.
         chunks_waiting, chunks_running: pieces of theirs before and inside the models.
         audio_seconds_waiting: length of the waiting pieces.
     """
@@ -119,6 +125,8 @@ class EngineStatus:
     compute_type: str | None
     detail: str
     requests: int
+    interactive: int
+    max_interactive: int
     chunks_waiting: int
     chunks_running: int
     audio_seconds_waiting: float

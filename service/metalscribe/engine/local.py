@@ -110,6 +110,8 @@ class LocalEngine:
             compute_type=default.compute_type,
             detail=default.detail,
             requests=self._under_way.total(),
+            interactive=self._under_way[Latency.INTERACTIVE],
+            max_interactive=self._options.max_queue,
             chunks_waiting=sum(dispatcher.rows_waiting for dispatcher in dispatchers),
             chunks_running=sum(dispatcher.rows_running for dispatcher in dispatchers),
             audio_seconds_waiting=sum(dispatcher.audio_seconds_waiting for dispatcher in dispatchers),

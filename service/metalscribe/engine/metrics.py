@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -14,6 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from metalscribe.engine.context import Verdict
 from metalscribe.engine.interface import Engine, ModelState
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -75,6 +77,9 @@ class ModelMetrics:
         self.batch_context_seconds = metrics.batch_context_seconds.labels(model)
         self.model_seconds = metrics.model_seconds.labels(model)
         self.halvings = metrics.halvings.labels(model)
+        # There from the start: what first appears with a 1 has not grown in the eyes of Prometheus.
+        for verdict, context in itertools.product(Verdict, ("short", "full")):
+            self._verdicts.labels(model, verdict.value, context)
 
     def judged(self, verdict: str, *, full: bool) -> None:
         """The quality gate has judged a chunk that was decoded with the whole window, or a shortened one."""
@@ -91,6 +96,14 @@ class EngineCollector(Collector):
         """The series; called with every scrape."""
         status = self._engine.status
         yield GaugeMetricFamily("metalscribe_requests", "Transcriptions under way or waiting", status.requests)
+        yield GaugeMetricFamily(
+            "metalscribe_interactive_requests", "Those of them that a caller waits for", status.interactive
+        )
+        yield GaugeMetricFamily(
+            "metalscribe_interactive_requests_limit",
+            "How many of those there may be; the next one is refused",
+            status.max_interactive,
+        )
         yield GaugeMetricFamily(
             "metalscribe_audio_seconds_waiting", "Seconds of audio in the queue", status.audio_seconds_waiting
         )

@@ -1,4 +1,4 @@
-"""A GPU report as Prometheus reads it: the text format 0.0.4.
+"""A GPU report as Prometheus reads it: metric by metric, and as the text format 0.0.4.
 
 Format: https://prometheus.io/docs/instrumenting/exposition_formats/; names and base units:
 https://prometheus.io/docs/practices/naming/. What a GPU does not tell has no sample, never a made-up zero.
@@ -21,6 +21,21 @@ _Samples = Iterator[tuple[Mapping[str, str], float | None]]
 
 
 @dataclass(frozen=True, slots=True)
+class Family:
+    """A metric and its samples, labels and value of each.
+
+    Attributes:
+        kind: ``gauge`` or ``counter``, as the format calls it.
+        meaning: one line.
+    """
+
+    name: str
+    kind: str
+    meaning: str
+    samples: tuple[tuple[Mapping[str, str], float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Metric:
     name: str
     kind: str
@@ -28,34 +43,42 @@ class _Metric:
     read: Callable[[GpuHealth], _Samples]
 
 
-def exposition(report: GpuReport) -> str:
-    """Return the whole report, a trailing newline included."""
-    lines = list(_driver(report))
+def families(report: GpuReport) -> Iterator[Family]:
+    """All that a report tells: of the driver, then of every GPU, metric by metric."""
+    yield from _driver(report)
     for metric in _METRICS:
-        samples = [
-            _sample(metric.name, {"gpu": str(gpu.index), "uuid": gpu.uuid or ""} | dict(labels), value)
+        samples = tuple(
+            ({"gpu": str(gpu.index), "uuid": gpu.uuid or ""} | dict(labels), float(value))
             for gpu in report.gpus
             for labels, value in metric.read(gpu)
             if value is not None
-        ]
+        )
         if samples:
-            lines += [*_header(metric.name, metric.kind, metric.meaning), *samples]
+            yield Family(metric.name, metric.kind, metric.meaning, samples)
+
+
+def exposition(report: GpuReport) -> str:
+    """Return the whole report, a trailing newline included."""
+    lines: list[str] = []
+    for family in families(report):
+        lines += _header(family.name, family.kind, family.meaning)
+        lines += [_sample(family.name, labels, value) for labels, value in family.samples]
     return "\n".join(lines) + "\n"
 
 
-def _driver(report: GpuReport) -> Iterator[str]:
-    yield from _header("metalscribe_gpus", "gauge", "GPUs that the NVIDIA driver lists.")
-    yield _sample("metalscribe_gpus", {}, len(report.gpus))
-    name = "metalscribe_gpu_driver_problem"
-    yield from _header(name, "gauge", "1 if no GPU can be used, or one has gone missing; the code says why.")
-    if report.problem is None:
-        yield _sample(name, {"code": ""}, 0)
-    else:
-        yield _sample(name, {"code": report.problem.code.value}, 1)
+def _driver(report: GpuReport) -> Iterator[Family]:
+    yield Family("metalscribe_gpus", "gauge", "GPUs that the NVIDIA driver lists.", (({}, len(report.gpus)),))
+    code = "" if report.problem is None else report.problem.code.value
+    yield Family(
+        "metalscribe_gpu_driver_problem",
+        "gauge",
+        "1 if no GPU can be used, or one has gone missing; the code says why.",
+        (({"code": code}, int(report.problem is not None)),),
+    )
     if report.driver_version is not None:
-        name = "metalscribe_gpu_driver_info"
-        yield from _header(name, "gauge", "The NVIDIA driver, and the newest CUDA that it runs.")
-        yield _sample(name, {"version": report.driver_version, "cuda": report.cuda_version or ""}, 1)
+        versions = {"version": report.driver_version, "cuda": report.cuda_version or ""}
+        meaning = "The NVIDIA driver, and the newest CUDA that it runs."
+        yield Family("metalscribe_gpu_driver_info", "gauge", meaning, ((versions, 1),))
 
 
 def _info(gpu: GpuHealth) -> _Samples:
@@ -81,10 +104,10 @@ def _errors(gpu: GpuHealth) -> _Samples:
     yield {"kind": "uncorrected"}, gpu.ecc_uncorrected
 
 
-def _of(field: str, scale: float = 1) -> Callable[[GpuHealth], _Samples]:
+def _of(field: str, per: int = 1) -> Callable[[GpuHealth], _Samples]:
     def read(gpu: GpuHealth) -> _Samples:
         value = getattr(gpu, field)
-        yield {}, None if value is None else value * scale
+        yield {}, None if value is None else value / per
 
     return read
 
@@ -101,13 +124,13 @@ _METRICS: Final = (
         "metalscribe_gpu_utilization_ratio",
         "gauge",
         "Share of time with a kernel at work.",
-        _of("utilization_gpu", 0.01),
+        _of("utilization_gpu", 100),
     ),
     _Metric(
         "metalscribe_gpu_memory_utilization_ratio",
         "gauge",
         "Share of time with the memory being read or written.",
-        _of("utilization_memory", 0.01),
+        _of("utilization_memory", 100),
     ),
     _Metric("metalscribe_gpu_temperature_celsius", "gauge", "Temperature of the die.", _of("temperature_celsius")),
     _Metric("metalscribe_gpu_power_watts", "gauge", "Power drawn.", _of("power_watts")),

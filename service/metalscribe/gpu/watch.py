@@ -23,13 +23,23 @@ class Reporter(Protocol):
 
 
 class GpuWatch:
-    """The reporter's latest report. A lost card can block its driver for long, so its thread is a daemon."""
+    """The reporter's latest report. A lost card can block its driver for long, so its thread is a daemon.
 
-    def __init__(self, reporter: Reporter) -> None:
+    Patience counts from the question, not from whoever waits for the answer: while the driver hangs, one caller waits for it,
+    and those who come later do not.
+
+    Args:
+        reporter: asked in a thread.
+        clock: in seconds, monotonic.
+    """
+
+    def __init__(self, reporter: Reporter, clock: Callable[[], float] = time.monotonic) -> None:
         self._reporter = reporter
-        self._asked = 0.0
+        self._clock = clock
+        self._answered = 0.0
         self._report: GpuReport | None = None
         self._asking: asyncio.Future[GpuReport] | None = None
+        self._asked = 0.0
 
     async def report(self, *, fresh: bool = False) -> GpuReport | None:
         """The latest report; an old one (or None) while the driver does not answer.
@@ -37,18 +47,33 @@ class GpuWatch:
         Args:
             fresh: asked for after this call began; by default one of some seconds ago is good enough.
         """
-        if not fresh and self._report is not None and time.monotonic() - self._asked < _FRESH_SECONDS:
-            return self._report
+        await self._renew(fresh=fresh)
+        return self._report
+
+    async def present(self) -> GpuReport | None:
+        """A report of the last seconds; None while the driver does not answer."""
+        return self._report if await self._renew(fresh=False) else None
+
+    async def _renew(self, *, fresh: bool) -> bool:
+        """See to a new report where one is wanted; whether there is one that will do."""
+        if not fresh and self._report is not None and self._clock() - self._answered < _FRESH_SECONDS:
+            return True
         if fresh and self._asking is not None and not self._asking.done():
-            await asyncio.wait({self._asking}, timeout=_PATIENCE_SECONDS)  # its answer may be of before
+            await self._wait_for(self._asking)  # its answer may be of before
         if self._asking is None or self._asking.done():
             self._asking = _in_daemon_thread(self._reporter.report)
+            self._asked = self._clock()
         asking = self._asking
-        done, _ = await asyncio.wait({asking}, timeout=_PATIENCE_SECONDS)
-        if done:
-            self._report = asking.result()
-            self._asked = time.monotonic()
-        return self._report
+        if not await self._wait_for(asking):
+            return False
+        self._report = asking.result()
+        self._answered = self._clock()
+        return True
+
+    async def _wait_for(self, asking: asyncio.Future[GpuReport]) -> bool:
+        patience = max(0.0, self._asked + _PATIENCE_SECONDS - self._clock())
+        done, _ = await asyncio.wait({asking}, timeout=patience)
+        return bool(done)
 
 
 def _in_daemon_thread(ask: Callable[[], GpuReport]) -> asyncio.Future[GpuReport]:

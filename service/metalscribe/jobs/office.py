@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -79,6 +80,7 @@ class JobOffice:
         self.recordings = Recordings(options.directory, reserve=options.reserve_bytes)
         self.feeds = Feeds(self.store)
         self.metrics = metrics
+        self.metrics.disk_reserve.set(options.reserve_bytes)
         self._engine = engine
         self._deliverer = Deliverer(self.deliveries, policy, owner=incoming.name, alive=lives, metrics=metrics)
         self._runner = JobRunner(
@@ -116,6 +118,10 @@ class JobOffice:
         depth = await self.depth()
         for status in (JobStatus.QUEUED, JobStatus.RUNNING):
             self.metrics.jobs.labels(status.value).set(math.nan if depth is None else depth[status.value])
+        try:
+            self.metrics.disk_free.set((await asyncio.to_thread(shutil.disk_usage, self.options.directory)).free)
+        except OSError:
+            self.metrics.disk_free.set(math.nan)  # whoever hands in a job is told why
 
     async def start(self) -> None:
         """Take up work, with what was left behind."""
@@ -195,6 +201,8 @@ class JobOffice:
             NotFound: there is none, or it is another key's.
         """
         was = await self.store.cancel(job_id, key_id)
+        if not was.status.final:
+            self.metrics.ends.labels(JobStatus.CANCELLED.value).inc()
         await self._runner.cancelled(job_id)
         return was
 

@@ -13,6 +13,7 @@
  *   gpu<i>.<value>, gpu<i>.mig<j>.<value>          of a GPU, or of slice j of it, which exists if it has a uuid
  *   gpu<i>.error.<function>, gpu<i>.error.*        return code for this GPU
  *   gpu<i>.lost 1                                  the GPU is lost, and stays so until NVML is initialised anew
+ *   gpu<i>.xid                                     an XID error, told once to whoever has registered for it
  *
  * The sizes of the structures come from the Python binding's own declarations (-DSIZEOF_...): should the two ever differ,
  * this file does not compile. -DOLD_LIBRARY leaves out the functions that old drivers lack.
@@ -61,6 +62,7 @@ static device cards[GPUS], aliases[GPUS];
 static ull watched[GPUS];
 static event queue[EVENTS];
 static int queued;
+static ull xid_told[GPUS];
 
 /* --- what only the tests call ------------------------------------------------------------------------------------- */
 
@@ -414,6 +416,11 @@ result nvmlEventSetWait_v2(void *set, event *target, uint milliseconds) {
     (void)milliseconds; /* nothing can come while the caller waits: errors are raised between the calls */
     result r = ready(__func__);
     if (r != SUCCESS || set != queue) return r != SUCCESS ? r : INVALID_ARGUMENT;
+    for (int gpu = 0; gpu < GPUS; gpu++) {
+        ull xid = 0;
+        if (number_of(&(device){gpu, -1}, "xid", &xid) != SUCCESS || xid == xid_told[gpu]) continue;
+        if (fake_raise_xid(gpu, xid, 0)) xid_told[gpu] = xid;
+    }
     pthread_mutex_lock(&lock);
     if (queued > 0) {
         *target = queue[0];
