@@ -19,6 +19,9 @@ BUNDLE ?=
 # What to measure, such as BENCH="--model base" or BENCH=--quick.
 BENCH ?=
 
+# Compiled once: where this is set, as in many a container, every process compiles two thousand modules for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo serve plan deploy bundle test lint lab terraform vmlab chain bench clean
 
 help:  ## list the targets

@@ -14,7 +14,8 @@ from common import MakeWav
 from metalscribe.engine.lifecycle import ModelProcessOptions
 from metalscribe.engine.local import EngineOptions, LocalEngine
 from metalscribe.engine.weights import describe
-from metalscribe.media.pcm import SAMPLE_RATE, Recording
+from metalscribe.media.pcm import SAMPLE_RATE
+from metalscribe.media.recording import Recording
 from metalscribe.transcript import Done, Mode, TranscriptionRequest
 
 pytestmark = [pytest.mark.model, pytest.mark.speech]

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from metalscribe.engine.chunker import CHUNK_SAMPLES, QuietCuts, SpeechChunks, stage
+from metalscribe.engine.chunker import CHUNK_SAMPLES
+from metalscribe.engine.stage import QuietCuts, SpeechChunks, stage
 from metalscribe.engine.voice import WINDOW, SpeechRegions, VoiceActivity, VoiceOptions
 from metalscribe.media.messages import Piece
-from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
+from metalscribe.media.pcm import BLOCK, SAMPLE_RATE
+from metalscribe.media.recording import Recording
 
 Samples = NDArray[np.float32]
 

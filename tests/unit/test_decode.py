@@ -27,7 +27,8 @@ from metalscribe.errors import (
 )
 from metalscribe.media.decode import EVERYTHING, DecoderPool
 from metalscribe.media.messages import Chunk, Decoded, Ended, Limits, Opened, Piece
-from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
+from metalscribe.media.pcm import BLOCK, SAMPLE_RATE
+from metalscribe.media.recording import Recording
 from metalscribe.media.session import DecodeSession
 
 STAGES = Path(__file__).parent / "decoder_stages"

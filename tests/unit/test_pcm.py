@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from common import DATA, MakeWav
 from metalscribe.errors import MetalscribeError, NoAudioTrack, UndecodableMedia, UnsupportedMedia
-from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
+from metalscribe.media.pcm import BLOCK, SAMPLE_RATE
+from metalscribe.media.recording import Recording
 
 MEDIA_ERRORS = (UnsupportedMedia, UndecodableMedia, NoAudioTrack)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from metalscribe.engine import silero
-from metalscribe.media.pcm import Recording
+from metalscribe.media.recording import Recording
 
 SAMPLE = Path(silero.__file__).parents[1] / "samples"
 

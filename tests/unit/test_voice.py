@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from metalscribe.engine.voice import WINDOW, SpeechRegions, VoiceActivity, VoiceOptions
-from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
+from metalscribe.media.pcm import BLOCK, SAMPLE_RATE
+from metalscribe.media.recording import Recording
 
 OPTIONS = VoiceOptions()
 LONGEST = 30 * SAMPLE_RATE

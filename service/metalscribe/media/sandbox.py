@@ -47,7 +47,8 @@ from metalscribe.media.messages import (
     RingFull,
     Started,
 )
-from metalscribe.media.pcm import BLOCK, SAMPLE_RATE, Recording
+from metalscribe.media.pcm import BLOCK, SAMPLE_RATE
+from metalscribe.media.recording import Recording
 
 _SIGN_OF_LIFE: Final = 8 * BLOCK
 
