@@ -5,6 +5,7 @@ The service is the one that exports everything (``observed``): its two GPUs are 
 
 from __future__ import annotations
 
+import http.server
 import threading
 import uuid
 from itertools import product
@@ -68,6 +69,30 @@ def test_a_transcription_leaves_its_figures(observed: Service, sample: bytes) ->
     assert growth("metalscribe_real_time_factor_sum", surface="native") > 0
     assert growth(SECONDS, surface="native", **{"class": "2xx"}) == 1
     assert growth("metalscribe_audio_seconds_total", model="demo") == pytest.approx(14.684, abs=0.05)
+
+
+def test_a_recording_that_was_fetched_counts_like_one_that_was_sent(observed: Service) -> None:
+    recording, client = silence(), observed.client()
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(recording)))
+            self.end_headers()
+            self.wfile.write(recording)
+
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+    before = scrape(client)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/recording"
+        assert client.post("/transcribe/url", json={"url": url}).status_code == 200
+        server.shutdown()
+    after = grown(client, before, 1, REQUESTS, path="/transcribe/url", status="200")
+    received = "metalscribe_upload_bytes_sum"
+    assert after.value(received, surface="native") - before.value(received, surface="native") == len(recording)
 
 
 def test_a_refusal_is_counted_by_its_problem(observed: Service) -> None:
