@@ -7,7 +7,7 @@ import importlib.metadata
 import ipaddress
 import itertools
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -22,8 +22,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from metalscribe.api import asr, health, jobs, metrics, model, native, openai, problems
+from metalscribe.api.allowances import Allowances
 from metalscribe.api.auth import Authenticator
 from metalscribe.api.documents import correct
+from metalscribe.api.ledger import Ledger
+from metalscribe.api.lifetime import Lifetime
 from metalscribe.api.limits import RateLimits
 from metalscribe.api.names import ModelNames
 from metalscribe.api.requests import RequestLog
@@ -51,6 +54,7 @@ from metalscribe.store.idempotency import IdempotencyStore
 from metalscribe.store.job import Quota
 from metalscribe.store.keys import KeyStore
 from metalscribe.store.spool import spool
+from metalscribe.store.usage import UsageStore
 
 _PRELOAD_PATIENCE_SECONDS: Final = 120.0
 
@@ -133,15 +137,21 @@ async def _running(settings: Settings, app: FastAPI, registry: CollectorRegistry
         await _refuse_open_door(settings, keys)
         answers = IdempotencyStore(database)
         keeping = timedelta(hours=settings.idempotency_hours)
+        desk = Desk(answers)
+        usage = UsageStore(database)
+        ledger = Ledger(usage)
+        stack.push_async_callback(ledger.close)
+        ledger.start()
         limits = RateLimits(settings.rate_limit, settings.rate_limit_storage.get_secret_value())
         policy = AddressPolicy(settings.allow_networks)
         office = JobOffice(engine, database, _job_options(settings), policy, incoming, JobMetrics(registry))
-        desk = Desk(answers)
         model_names = _names(settings, engine)
         services = Services(
             engine=engine,
             auth=Authenticator(keys, limits),
             limits=limits,
+            allowances=Allowances(desk, ledger),
+            usage=ledger,
             desk=desk,
             jobs=office,
             fetcher=Fetcher(
@@ -172,7 +182,7 @@ async def _running(settings: Settings, app: FastAPI, registry: CollectorRegistry
             await engine.settled(_PRELOAD_PATIENCE_SECONDS)
         stack.push_async_callback(office.close)
         await office.start()
-        await stack.enter_async_context(_purging(answers, keeping))
+        await stack.enter_async_context(_purging(lambda: answers.purge(keeping), usage.forget))
         yield
 
 
@@ -230,6 +240,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     _document_keys(app)
     app.add_exception_handler(RateLimitExceeded, _rate_limited)
+    app.add_middleware(Lifetime)
     app.add_middleware(RequestLog, on_error=problems.unexpected, witnesses=_witnesses(settings, registry))
     return app
 
@@ -286,8 +297,8 @@ async def _rate_limited(request: Request, error: Exception) -> Response:
 
 
 @asynccontextmanager
-async def _purging(answers: IdempotencyStore, keeping: timedelta) -> AsyncIterator[None]:
-    """Forget old answers now and every hour.
+async def _purging(*purges: Callable[[], Awaitable[int]]) -> AsyncIterator[None]:
+    """Forget what has been kept long enough, now and every hour.
 
     The task is told to end and waited for, not cancelled: a database call that is cut off midway can hang its connection.
     """
@@ -296,9 +307,10 @@ async def _purging(answers: IdempotencyStore, keeping: timedelta) -> AsyncIterat
     async def purge() -> None:
         while not stop.is_set():
             try:
-                await answers.purge(keeping)
+                for forget in purges:
+                    await forget()
             except MetalscribeError as error:
-                _log.warning("old answers not purged; tried again in an hour", code=error.code, detail=error.detail)
+                _log.warning("old entries not purged; tried again in an hour", code=error.code, detail=error.detail)
             with suppress(TimeoutError):
                 async with asyncio.timeout(3600):
                     await stop.wait()

@@ -146,6 +146,20 @@ class RateLimited(MetalscribeError):
         self.retry_after = retry_after
 
 
+class ConcurrencyLimited(RateLimited):
+    """The key has as many requests under way as it may."""
+
+    code = "concurrency_limited"
+    title = "Too many requests at one time"
+
+
+class DailyAudioSpent(RateLimited):
+    """The key has had as much audio transcribed as it may on one day."""
+
+    code = "daily_audio_spent"
+    title = "Audio of the day spent"
+
+
 # --- what the machine cannot do now -----------------------------------------------------------------------------------
 
 

@@ -167,6 +167,7 @@ def test_silence_has_nothing_to_say(ask: Ask) -> None:
     files = {"audio_file": ("a.wav", silence())}
     assert ask(files=files).json() == {"text": [], "language": "en", "segments": [], "word_segments": []}
     assert ask({"output": "vtt"}, files=files).text == "WEBVTT\n"
+    assert ask(path="/detect-language", files=files).json()["language_code"] == "en"
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------

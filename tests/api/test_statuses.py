@@ -45,7 +45,7 @@ def service(small_disk: Path) -> Iterator[Service]:
         model = base_model()
     except ModelNotInstalled as missing:
         pytest.skip(str(missing))
-    limits = {"MAX_UPLOAD_MB": 30, "JOBS_MAX_UPLOAD_MB": 30, "MIN_FREE_DISK_MB": 0}
+    limits = {"MAX_UPLOAD_MB": 4, "JOBS_MAX_UPLOAD_MB": 4, "MIN_FREE_DISK_MB": 0}
     with running(
         small_disk / "state",
         MODEL=model,
@@ -117,7 +117,7 @@ def test_every_documented_status_is_one_that_occurs(
     send(silence(), service.client(observer))  # 403
     for _ in range(2):
         send(silence(), service.client(slow))  # 429, since all of them share one count
-    send(bytes(31 * MIB))  # 413
+    send(bytes(9 * MIB))  # 413
     again = {"Idempotency-Key": "the same"}
     for seconds in (0.5, 0.7):
         send(silence(seconds), headers=again)  # 422, where the first has taken the key

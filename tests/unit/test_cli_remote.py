@@ -233,6 +233,16 @@ def test_a_busy_service_is_asked_again_when_it_says(service: Service, transcribe
     assert [received.file for received in service.received] == [recording.read_bytes()] * 3
 
 
+def test_requests_of_the_same_key_are_waited_for_however_often(
+    service: Service, transcribe: Run, recording: Path
+) -> None:
+    busy = problem(429, "concurrency_limited", "1 of this key's requests are under way", Retry_After="0")
+    service.script = [*[busy] * 25, Answer("at last\n")]
+    assert transcribe(recording).stdout == "at last\n"
+    service.script = [problem(429, "rate_limited", "too many requests", Retry_After="0")]
+    assert transcribe(recording).returncode == 1, "others end at some time"
+
+
 def test_a_wait_that_is_too_long_is_left_to_the_caller(service: Service, transcribe: Run, recording: Path) -> None:
     service.script = [problem(429, "rate_limited", "no audio left for today", Retry_After="3600")]
     done = transcribe(recording)

@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
 from metalscribe.errors import ConfigurationError, MetalscribeError, ShuttingDown, StorageFull, TryLater
 from metalscribe.store.database import Database
+from metalscribe.store.keys import KeyStore, Scope
 from metalscribe.store.migrate import MIGRATIONS
 from metalscribe.store.models import ApiKeyRow, ApiKeySecretRow, Base
 
@@ -309,6 +310,27 @@ async def test_migrations_can_be_taken_back(path: Path, database: Database) -> N
     with sqlite3.connect(path) as raw:
         names = {name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert names == {*Base.metadata.tables, "alembic_version"}
+
+
+async def test_keys_from_before_there_were_limits_have_none(path: Path) -> None:
+    def as_it_was(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+
+    database = Database(url_of(path))
+    await database.open()
+    key = await KeyStore(database).create("app", [Scope.TRANSCRIBE], rate_limit="5/minute", weight=2.0)
+    async with database.session() as session:
+        await (await session.connection()).run_sync(as_it_was)
+    await database.close()
+    with sqlite3.connect(path) as raw:
+        assert "concurrency" not in [name for _, name, *_ in raw.execute("PRAGMA table_info(api_keys)")]
+    await database.open()
+    assert await KeyStore(database).list() == (key.api_key,)
+    assert (key.api_key.concurrency, key.api_key.daily_audio_seconds) == (None, None)
+    await database.close()
 
 
 async def test_a_database_newer_than_the_code_is_refused_and_left_alone(path: Path, database: Database) -> None:

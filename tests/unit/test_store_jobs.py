@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from metalscribe.store.job import Advance, Job, JobStatus, NewJob, Quota, Webhoo
 from metalscribe.store.jobs import JobStore
 from metalscribe.store.recordings import Recordings
 from metalscribe.store.spool import alive, spool
+from metalscribe.store.usage import DayOfUse, Usage, UsageStore
 from metalscribe.transcript import Segment, Word
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -71,8 +73,6 @@ def segment(index: int, text: str = " Hello.") -> Segment:
 
 
 def done(job: Job, text: str = "Hello.") -> Job:
-    from dataclasses import replace
-
     return replace(job, status=JobStatus.DONE, text=text, language="en", progress=100, completed_at=START)
 
 
@@ -194,6 +194,54 @@ async def test_ended_jobs_are_forgotten_in_time(jobs: JobStore, outbox: Delivery
     assert await jobs.forget(timedelta(days=30)) == 1
     assert [one.status for one in await jobs.page(None, limit=5)] == [JobStatus.QUEUED]
     assert len(await outbox.of_job(job.id)) == 1, "a webhook that has not arrived outlives its job"
+
+
+# --- usage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def used(database: Database) -> UsageStore:
+    return UsageStore(database)
+
+
+async def test_a_job_counts_once_however_often_it_was_begun_and_its_end_was_told(
+    jobs: JobStore, used: UsageStore, clock: Clock
+) -> None:
+    await jobs.accept(new(), FREE)
+    job = await claimed(jobs, "killed")
+    await jobs.advance(job, "killed", Advance({0: b""}, (segment(0),), 40))
+    await jobs.give_back("killed")
+    assert await used.between(date.min, date.max) == [], "what has not ended"
+    again = await claimed(jobs, "me")
+    clock.now += timedelta(days=1)
+    ended = replace(done(again), duration=12.5)
+    assert not await jobs.end(again, "killed", ended, 1, None, 3.0)
+    assert await jobs.end(again, "me", ended, 1, None, 0.5)
+    assert not await jobs.end(again, "me", ended, 1, None, 0.5), "the answer was lost, and it is tried again"
+    counted = DayOfUse(date(2030, 1, 2), "alice", Usage(jobs=1, audio_seconds=12.5, engine_seconds=0.5))
+    assert await used.between(date.min, date.max) == [counted]
+    await jobs.cancel(job.id)
+    assert await used.between(date.min, date.max) == [counted], "a job that is deleted was done all the same"
+
+
+async def test_a_job_that_fails_counts_as_far_as_it_told(jobs: JobStore, used: UsageStore) -> None:
+    await jobs.accept(new(), FREE)
+    job = await claimed(jobs)
+    await jobs.advance(job, "me", Advance({}, (segment(0), segment(1)), 40, duration=60.0))
+    failed = replace(job, status=JobStatus.FAILED, duration=60.0, error_code="undecodable_media", completed_at=START)
+    assert await jobs.end(job, "me", failed, 2, None)
+    assert await used.of_day(START.date(), "alice") == Usage(jobs=1, failed=1, audio_seconds=3.5)
+
+
+async def test_a_job_that_is_cancelled_counts_if_it_had_begun(jobs: JobStore, used: UsageStore) -> None:
+    first, second = await jobs.accept(new(), FREE), await jobs.accept(new(), FREE)
+    job = await claimed(jobs)
+    await jobs.advance(job, "me", Advance({}, (segment(0),), 40, duration=60.0))
+    await jobs.cancel(second.id)
+    assert await used.between(date.min, date.max) == []
+    await jobs.cancel(first.id)
+    assert not await jobs.end(job, "me", done(job), 1, None)
+    assert await used.of_day(START.date(), "alice") == Usage(jobs=1, audio_seconds=1.5)
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------------

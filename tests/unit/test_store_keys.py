@@ -6,6 +6,7 @@ import hmac
 import re
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from sqlalchemy import event
 from metalscribe.errors import ConfigurationError, Conflict, InvalidParameter, NotFound
 from metalscribe.store import identity, keys
 from metalscribe.store.database import Database
-from metalscribe.store.keys import KeyState, KeyStore, Scope
+from metalscribe.store.keys import KeySettings, KeyState, KeyStore, Scope
 
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
@@ -141,6 +142,18 @@ async def test_a_good_rate_is_kept(store: KeyStore, rate: str) -> None:
 async def test_a_bad_weight_is_refused(store: KeyStore, weight: float) -> None:
     with pytest.raises(InvalidParameter, match="weight"):
         await store.create("app", [Scope.TRANSCRIBE], weight=weight)
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 10**9])
+async def test_a_bad_concurrency_is_refused(store: KeyStore, concurrency: int) -> None:
+    with pytest.raises(InvalidParameter, match="between 1 and 10000"):
+        await store.create("app", [Scope.TRANSCRIBE], concurrency=concurrency)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+async def test_a_bad_days_audio_is_refused(store: KeyStore, seconds: float) -> None:
+    with pytest.raises(InvalidParameter, match="100000 hours"):
+        await store.create("app", [Scope.TRANSCRIBE], daily_audio_seconds=seconds)
 
 
 @pytest.mark.parametrize("life", [timedelta(0), -DAY, timedelta.max])
@@ -341,7 +354,11 @@ async def test_a_configured_key_that_is_short_is_remarked_upon_without_repeating
 
 async def test_the_configured_key_is_changed_in_the_settings_only(database: Database) -> None:
     store = KeyStore(database, configured=CONFIGURED)
-    for change in (store.revoke("configured"), store.rotate("configured")):
+    for change in (
+        store.revoke("configured"),
+        store.rotate("configured"),
+        store.change("configured", {"concurrency": 1}),
+    ):
         with pytest.raises(Conflict, match="METALSCRIBE_API_KEY"):
             await change
 
@@ -357,6 +374,65 @@ async def test_any_exists_counts_only_what_opens(database: Database, store: KeyS
     await store.revoke("long")
     assert not await store.any_exists()
     assert await KeyStore(database, configured=CONFIGURED).any_exists()
+
+
+# --- changing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_changed_holds_for_the_next_request_and_what_is_not_given_stays(
+    store: KeyStore, database: Database, clock: Clock
+) -> None:
+    new = await store.create("app", [Scope.TRANSCRIBE], DAY, "5/minute", weight=2.0, concurrency=3)
+    assert (new.api_key.concurrency, new.api_key.daily_audio_seconds) == (3, None)
+    elsewhere = KeyStore(database, clock=clock)
+    expected = replace(new.api_key, last_used_at=clock.now)
+    assert await store.verify(new.key_text)
+    await store.close()
+    for settings, changed in (
+        ({"daily_audio_seconds": 3600}, {"daily_audio_seconds": 3600.0}),
+        ({"concurrency": 1}, {"concurrency": 1}),
+        ({"rate_limit": " 7/hour "}, {"rate_limit": "7/hour"}),
+        ({"weight": 0.5}, {"weight": 0.5}),
+        ({"scopes": ["metrics", Scope.ADMIN]}, {"scopes": frozenset({Scope.METRICS, Scope.ADMIN})}),
+        ({"expires_in": HOUR}, {"expires_at": clock.now + HOUR}),
+        (
+            {"rate_limit": None, "concurrency": None, "daily_audio_seconds": None, "expires_in": None},
+            {"rate_limit": None, "concurrency": None, "daily_audio_seconds": None, "expires_at": None},
+        ),
+    ):
+        expected = replace(expected, **changed)
+        assert await elsewhere.change("app", settings) == expected  # type: ignore[arg-type]
+        assert await store.verify(new.key_text) == expected
+
+
+async def test_a_change_that_is_malformed_changes_nothing(store: KeyStore) -> None:
+    new = await store.create("app", [Scope.TRANSCRIBE])
+    bad: list[KeySettings] = [
+        {"scopes": []},
+        {"rate_limit": "often"},
+        {"weight": 0.0},
+        {"concurrency": 0},
+        {"expires_in": -DAY},
+    ]
+    for settings in bad:
+        with pytest.raises(InvalidParameter):
+            await store.change("app", {"daily_audio_seconds": 60.0, **settings})
+    with pytest.raises(NotFound, match="keys list"):
+        await store.change("nobody", {"concurrency": 1})
+    assert await store.list() == (new.api_key,)
+
+
+async def test_a_key_that_is_revoked_or_has_expired_is_not_brought_back(store: KeyStore, clock: Clock) -> None:
+    new = await store.create("old", [Scope.TRANSCRIBE], HOUR)
+    await store.create("gone", [Scope.TRANSCRIBE])
+    await store.revoke("gone")
+    clock.advance(HOUR)
+    with pytest.raises(Conflict, match="keys rotate old --expires"):
+        await store.change("old", {"expires_in": None})
+    with pytest.raises(Conflict, match="for good"):
+        await store.change("gone", {"concurrency": 1})
+    assert (await store.change("old", {"concurrency": 1})).concurrency == 1
+    assert await store.verify(new.key_text) is None
 
 
 # --- rotating ---------------------------------------------------------------------------------------------------------

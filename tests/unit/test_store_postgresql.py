@@ -6,7 +6,9 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from itertools import permutations
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -17,8 +19,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from metalscribe.errors import ConfigurationError, Conflict, TryLater
 from metalscribe.store.database import Database
 from metalscribe.store.idempotency import IdempotencyStore
+from metalscribe.store.job import JobStatus, NewJob, Quota
+from metalscribe.store.jobs import JobStore
 from metalscribe.store.keys import KeyStore, Scope
 from metalscribe.store.models import ApiKeyRow, Base
+from metalscribe.store.usage import Usage, UsageStore
 from postgresql import PATIENCE, Server, postgresql
 
 OPEN = """
@@ -168,6 +173,45 @@ async def test_answers_live_as_they_do_in_sqlite(database: Database) -> None:
     assert found is not None
     assert (found.body, found.headers) == (bodies[won.index(True)], {"X-Request-ID": "ü"})
     assert await store.purge(timedelta(0)) == 1
+
+
+async def test_limits_and_usage_live_as_they_do_in_sqlite(database: Database) -> None:
+    keys = KeyStore(database)
+    await keys.create("app", [Scope.TRANSCRIBE], concurrency=2, daily_audio_seconds=0.1)
+    assert (await keys.change("app", {"concurrency": None})).daily_audio_seconds == 0.1
+    day = date(2030, 1, 1)
+    store = UsageStore(database, clock=lambda: datetime(2030, 1, 2, tzinfo=UTC))
+    names = ["alice", "bob", "configured"]
+    one = Usage(requests=1, jobs=1, failed=1, audio_seconds=0.5, engine_seconds=0.25)
+    # In every order: entries that are locked in different ones would lock each other out.
+    await asyncio.gather(
+        *(
+            store.add(dict.fromkeys([(day, key) for key in order], one))
+            for order in permutations(names)
+            for _ in range(4)
+        )
+    )
+    assert await store.of_day(day, "bob") == Usage(24, 24, 24, 12.0, 6.0)
+    assert [entry.key_id for entry in await store.between(day, day)] == names
+    assert await store.forget(timedelta(days=2)) == 0
+    assert await store.forget(timedelta(0)) == 3
+
+
+async def test_a_jobs_end_and_others_count_on_one_entry(database: Database) -> None:
+    jobs, used = JobStore(database), UsageStore(database)
+    for number in range(8):
+        await jobs.accept(NewJob(f"job-{number}", "alice", 1.0, "a", {}, None, 1), Quota())
+    claimed = [await jobs.claim("me") for _ in range(8)]
+    ends = [
+        jobs.end(job, "me", replace(job, status=JobStatus.DONE, duration=2.0, completed_at=datetime.now(UTC)), 0, None)
+        for job, _ in filter(None, claimed)
+    ]
+    today = datetime.now(UTC).date()
+    requests = [used.add({(today, "alice"): Usage(requests=1), (today, "bob"): Usage(requests=1)}) for _ in range(8)]
+    assert all(await asyncio.gather(*ends))
+    await asyncio.gather(*requests)
+    alices = [entry.usage for entry in await used.between(today, date.max, "alice")]
+    assert sum(alices, start=Usage()) == Usage(requests=8, jobs=8, audio_seconds=16.0)
 
 
 async def test_a_read_only_session_cannot_write_and_leaves_no_trace_on_its_connection(database: Database) -> None:

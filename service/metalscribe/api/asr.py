@@ -30,7 +30,7 @@ from metalscribe.languages import language_name, parse_language
 from metalscribe.render import Format, render
 from metalscribe.render.asr import Plain, to_plain_json, to_wrapped
 from metalscribe.store.identity import ApiKey, Scope
-from metalscribe.transcript import LanguageDetected, Task, Transcript, TranscriptionRequest
+from metalscribe.transcript import Done, LanguageDetected, Task, Transcript, TranscriptionRequest
 
 _PROBLEMS: Final = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 507)
 _ENGINE: Final = {"Asr-Engine": "metalscribe"}
@@ -178,6 +178,7 @@ def router(services: Services) -> APIRouter:
     @services.limits.transcription
     async def asr(request: Request, key: ApiKey = authenticated) -> Response:
         work = Transcribing(services, key, time.perf_counter())
+        await services.allowances.admit(request, key)
         services.check_capacity(retry="Idempotency-Key" in request.headers or services.desk.abandoned(key))
         _parsed(request, {}).check()  # what the query asks for is judged before the upload is read
         async with AsyncExitStack() as stack:
@@ -203,6 +204,7 @@ def router(services: Services) -> APIRouter:
     @services.limits.transcription
     async def detect_language(request: Request, key: ApiKey = authenticated) -> Response:
         work = Transcribing(services, key, time.perf_counter())
+        await services.allowances.admit(request, key)
         services.check_capacity(retry="Idempotency-Key" in request.headers)
         async with AsyncExitStack() as stack:
             upload = await _receive(services, request, key, stack)
@@ -260,6 +262,8 @@ async def _detected(work: Transcribing, wanted: TranscriptionRequest) -> Languag
         async for event in events:
             if isinstance(event, LanguageDetected):
                 return event
+            if isinstance(event, Done):  # nobody spoke
+                return LanguageDetected(event.transcript.language, event.transcript.language_probability)
     raise EngineFailed("the engine ended without a language")
 
 

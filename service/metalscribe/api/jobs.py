@@ -97,6 +97,7 @@ def router(services: Services) -> APIRouter:
     )
     @services.limits.transcription
     async def submit(request: Request, key: ApiKey = authenticated) -> Response:
+        await services.allowances.require_audio(request, key)
         early = parse_options(JobParameters, request.query_params.multi_items(), {})
         _checked(services, early)
         await asyncio.to_thread(office.recordings.check_room, declared_length(request) or 0)

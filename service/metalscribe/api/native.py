@@ -56,6 +56,7 @@ def router(services: Services) -> APIRouter:
     @services.limits.transcription
     async def transcribe(request: Request, key: ApiKey = authenticated) -> Response:
         work = Transcribing(services, key, time.perf_counter())
+        await services.allowances.admit(request, key)
         services.check_capacity(retry="Idempotency-Key" in request.headers, model=request.query_params.get("model"))
         # What the query asks for is judged before the upload is read.
         early = parse_options(NativeOptions, request.query_params.multi_items(), {})
@@ -92,6 +93,7 @@ def router(services: Services) -> APIRouter:
     @services.limits.transcription
     async def transcribe_url(request: Request, key: ApiKey = authenticated) -> Response:
         work = Transcribing(services, key, time.perf_counter())
+        await services.allowances.admit(request, key)
         services.check_capacity(retry="Idempotency-Key" in request.headers)
         if request.query_params:
             raise InvalidParameter("send every parameter in the JSON body", next(iter(request.query_params)))

@@ -240,6 +240,7 @@ async def _serve(
     services: Services, request: Request, key: ApiKey, parameters: type[SpeechParameters], task: Task
 ) -> Response:
     work = Transcribing(services, key, time.perf_counter())
+    await services.allowances.admit(request, key)
     services.check_capacity(retry="Idempotency-Key" in request.headers or services.desk.abandoned(key))
     async with AsyncExitStack() as stack:
         with services.place_to_receive(), services.desk.receiving(key):
@@ -250,6 +251,8 @@ async def _serve(
         wanted = asked.to_request(upload, services, key, task)
         services.engine.check_request(wanted)
         if isinstance(asked, TranscriptionParameters) and asked.stream:
+            if "Idempotency-Key" in request.headers:
+                raise InvalidParameter("an answer that is streamed is not kept: leave Idempotency-Key out", "stream")
             logprobs = bool(asked.include)
             return await stream(work.events(wanted), _dialect(logprobs=logprobs), upload.hand_over())
 

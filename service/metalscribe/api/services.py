@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from metalscribe.api.allowances import Allowances
 from metalscribe.api.auth import Authenticator
+from metalscribe.api.ledger import Ledger
 from metalscribe.api.limits import RateLimits
 from metalscribe.api.names import ModelNames
 from metalscribe.api.options import served_names
@@ -34,6 +36,8 @@ class Services:
     engine: Engine
     auth: Authenticator
     limits: RateLimits
+    allowances: Allowances
+    usage: Ledger
     desk: Desk
     jobs: JobOffice
     fetcher: Fetcher

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Self
 
+from metalscribe.api.ledger import Ledger
 from metalscribe.api.requests import note
 from metalscribe.api.services import Services
-from metalscribe.errors import EngineFailed, MetalscribeError
+from metalscribe.errors import EngineFailed, MetalscribeError, TryLater
 from metalscribe.store.identity import ApiKey
-from metalscribe.transcript import Done, Event, TranscriptionRequest
+from metalscribe.store.usage import Usage
+from metalscribe.transcript import Done, Event, SegmentsReady, TranscriptionRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +38,19 @@ class Transcribing:
         return time.perf_counter() - self.begin
 
     async def events(self, wanted: TranscriptionRequest) -> AsyncGenerator[Event]:
-        """The engine's events as they come; what is to be known of the work goes into the request's line in the log.
+        """The engine's events as they come; the work is told of in the request's line in the log, and counted for the key.
 
         Raises:
             MetalscribeError: see :meth:`metalscribe.engine.interface.Engine.transcribe`.
         """
         try:
-            async with aclosing(self.services.engine.transcribe(wanted)) as events:
-                async for event in events:
-                    if isinstance(event, Done):
-                        self._note(event)
-                    yield event
+            with _Count(self.services.usage, self.key) as count:
+                async with aclosing(self.services.engine.transcribe(wanted)) as events:
+                    async for event in events:
+                        count.take(event)
+                        if isinstance(event, Done):
+                            self._note(event)
+                        yield event
         except MetalscribeError as error:
             note(problem=error.code)  # a stream that is under way has no status left to tell it by
             raise
@@ -69,3 +75,32 @@ class Transcribing:
             engine_seconds=round(statistics.engine_seconds, 3),
             real_time_factor=round(self.seconds / statistics.audio_seconds, 4) if statistics.audio_seconds else None,
         )
+
+
+class _Count:
+    """What a transcription adds to its key's usage, whichever way it ends; who is told to come later has used nothing."""
+
+    def __init__(self, ledger: Ledger, key: ApiKey) -> None:
+        self._ledger = ledger
+        self._key = key
+        self._told = 0.0
+        self._done = False
+
+    def take(self, event: Event) -> None:
+        """Before its caller has it: who asks for more after the last event, asks with that counted."""
+        match event:
+            case SegmentsReady():
+                self._told = event.segments[-1].end
+            case Done():
+                self._done = True
+                seconds, engine_seconds = event.transcript.duration, event.statistics.engine_seconds
+                self._ledger.add(self._key.id, Usage(requests=1, audio_seconds=seconds, engine_seconds=engine_seconds))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._done or isinstance(error, TryLater):
+            return
+        left = isinstance(error, GeneratorExit | asyncio.CancelledError)
+        self._ledger.add(self._key.id, Usage(requests=1, failed=int(not left), audio_seconds=self._told))

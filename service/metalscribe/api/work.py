@@ -155,6 +155,18 @@ class Desk:
         if work.callers or task.cancelled() or task.exception() is not None:
             del self._twins[name]
 
+    async def knows(self, request: Request, key: ApiKey) -> bool:
+        """Whether a request repeats, by its ``Idempotency-Key``, one that is under way or was answered.
+
+        Raises:
+            InvalidParameter: the header is malformed.
+        """
+        header = request.headers.get("Idempotency-Key")
+        if header is None:
+            return False
+        name = (key.id, checked_idempotency_key(header))
+        return name in self._running or await self._answers.get(*name) is not None
+
     async def _run_once(self, name: tuple[str, str], mark: str, answer: Answer) -> Response:
         try:
             response = await _run(answer)

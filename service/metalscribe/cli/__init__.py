@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from metalscribe.cli import backup, config, doctor, jobs, keys, model, submit, transcribe, tune
+from metalscribe.cli import backup, config, doctor, jobs, keys, model, submit, transcribe, tune, usage
 from metalscribe.cli.console import complain
 from metalscribe.errors import ConfigurationError, InvalidParameter, MetalscribeError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(transcribe.transcribe)
 app.command()(submit.submit)
+app.command()(usage.usage)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(config.config)

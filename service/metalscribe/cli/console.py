@@ -1,10 +1,14 @@
-"""Talking to whoever runs a command: complaints, names fit to print, documents on stdout."""
+"""Talking to whoever runs a command: complaints, names fit to print, documents and tables on stdout."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def complain(message: str) -> None:
@@ -31,3 +35,23 @@ def printable(text: str) -> str:
 def write_out(document: str) -> None:
     """A document on stdout as it is, in UTF-8 whatever the locale says, at once."""
     typer.echo(document.encode("utf-8", "replace"), nl=False)
+
+
+def new_table(*headings: str) -> Table:
+    """A table with a heading for each column."""
+    from rich.table import Table  # noqa: PLC0415  (slow to load, and few commands show one)
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def show_table(table: Table) -> None:
+    """A table on stdout, as wide as the terminal, or as its cells where there is none."""
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 240  # a pipe has no width, and folded cells cannot be searched
+    console.print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from metalscribe.cli.console import say, write_out
+from metalscribe.cli.console import new_table, say, show_table, write_out
+from metalscribe.cli.database import with_database
 from metalscribe.errors import Conflict
 from metalscribe.render import Format
 from metalscribe.settings import load_settings
@@ -134,30 +134,17 @@ def export(
 
 
 def _with_stores(work: Callable[[_Stores], Awaitable[_Result]]) -> _Result:
-    # The database is slow to import, and `metalscribe --help` does not need it.
-    from metalscribe.store.database import Database  # noqa: PLC0415
     from metalscribe.store.deliveries import DeliveryStore  # noqa: PLC0415
     from metalscribe.store.jobs import JobStore  # noqa: PLC0415
     from metalscribe.store.keys import KeyStore  # noqa: PLC0415
 
-    async def run() -> _Result:
-        database = Database(load_settings().sqlalchemy_url)
-        await database.open()
-        try:
-            return await work(_Stores(JobStore(database), DeliveryStore(database), KeyStore(database)))
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
+    return with_database(
+        lambda database: work(_Stores(JobStore(database), DeliveryStore(database), KeyStore(database)))
+    )
 
 
 def _show_table(jobs: list[Job], names: dict[str, str]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("Id", "Status", "%", "Key", "Recording", "Length", "Accepted", "Ended", "Error"):
-        table.add_column(heading, overflow="fold")
+    table = new_table("Id", "Status", "%", "Key", "Recording", "Length", "Accepted", "Ended", "Error")
     for job in jobs:
         table.add_row(
             job.id,
@@ -170,10 +157,7 @@ def _show_table(jobs: list[Job], names: dict[str, str]) -> None:
             _moment(job.completed_at),
             job.error_code or "",
         )
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 240  # a pipe has no width, and folded cells cannot be searched
-    console.print(table)
+    show_table(table)
 
 
 def _as_json(job: Job, names: dict[str, str]) -> dict[str, object]:

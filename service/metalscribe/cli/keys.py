@@ -1,23 +1,24 @@
-"""``metalscribe keys``: make, list, revoke and rotate API keys."""
+"""``metalscribe keys``: make, list, change, revoke and rotate API keys."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
-from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from metalscribe.cli.console import new_table, show_table
+from metalscribe.cli.database import with_database
+from metalscribe.cli.durations import duration_text, parse_duration
 from metalscribe.errors import InvalidParameter, NotFound
-from metalscribe.settings import Settings, load_settings
+from metalscribe.settings import load_settings
 from metalscribe.store.identity import CONFIGURED, ApiKey, NewKey, Scope, utc_now
 
 if TYPE_CHECKING:
     from metalscribe.store.database import Database
-    from metalscribe.store.keys import KeyStore
+    from metalscribe.store.keys import KeySettings, KeyStore
 
 app = typer.Typer(
     help="API keys: who may use the service, for what, and for how long. Changes take effect at once, without a restart.",
@@ -25,8 +26,9 @@ app = typer.Typer(
 )
 
 _Result = TypeVar("_Result")
-_DURATION = re.compile(r"([0-9]{1,6})([smhdw])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_NO_LIMIT = "none"
+_OF_THE_SERVICE = "default"
+_WITHOUT_END = "never"
 
 _Name = Annotated[str, typer.Argument(help="The key's name or id.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -47,12 +49,84 @@ def create(
         str | None, typer.Option(metavar="RATE", help="In place of METALSCRIBE_RATE_LIMIT, such as 100/minute.")
     ] = None,
     weight: Annotated[float, typer.Option(help="Share of the machine against other keys.")] = 1.0,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests that may be under way at one time. [default: any number]")
+    ] = None,
+    daily_audio: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Audio a day (UTC), such as 10h or 90m. [default: any amount]"),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Make a key and print it, this once; the notes about it go to the standard error."""
     life = None if expires is None else parse_duration(expires, "expires")
-    new = _with_keys(lambda keys: keys.create(name, scope or [Scope.TRANSCRIBE], life, rate_limit, weight=weight))
+    audio = None if daily_audio is None else _seconds(daily_audio)
+    new = _with_keys(
+        lambda keys: keys.create(
+            name,
+            scope or [Scope.TRANSCRIBE],
+            life,
+            rate_limit,
+            weight=weight,
+            concurrency=concurrency,
+            daily_audio_seconds=audio,
+        )
+    )
     _show_new(new, as_json=as_json)
+
+
+@app.command("set")
+def change(
+    name: _Name,
+    *,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What the key may do, and nothing else; repeat for several.")
+    ] = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION|never", help="Life of the key from now, such as 90d; never: until it is revoked."
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        str | None,
+        typer.Option(metavar="RATE|default", help="Such as 100/minute; default: METALSCRIBE_RATE_LIMIT again."),
+    ] = None,
+    weight: Annotated[float | None, typer.Option(help="Share of the machine; 1 is an equal one.")] = None,
+    concurrency: Annotated[
+        str | None, typer.Option(metavar="N|none", help="Requests that may be under way at one time; none: any number.")
+    ] = None,
+    daily_audio: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION|none", help="Audio a day (UTC), such as 10h or 90m; none: any amount."),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Change what a key may do, from its next request on. What is not given stays, and so does the key itself."""
+    changes: KeySettings = {}
+    if scope:
+        changes["scopes"] = scope
+    if expires is not None:
+        changes["expires_in"] = None if expires == _WITHOUT_END else parse_duration(expires, "expires")
+    if rate_limit is not None:
+        changes["rate_limit"] = None if rate_limit == _OF_THE_SERVICE else rate_limit
+    if weight is not None:
+        changes["weight"] = weight
+    if concurrency is not None:
+        changes["concurrency"] = None if concurrency == _NO_LIMIT else _whole_number(concurrency)
+    if daily_audio is not None:
+        changes["daily_audio_seconds"] = None if daily_audio == _NO_LIMIT else _seconds(daily_audio)
+    if not changes:
+        raise InvalidParameter("Nothing to change is given; `metalscribe keys set --help` shows what can be.")
+    key = _with_keys(lambda keys: keys.change(name, changes))
+    if as_json:
+        typer.echo(json.dumps(_as_json(key), indent=2))
+    until = f"until {_moment(key.expires_at)}" if key.expires_at else "until it is revoked"
+    typer.echo(
+        f"{key.name} ({key.id}) may {', '.join(sorted(key.scopes))} {until}; rate {_rate(key)}, weight {key.weight:g}, "
+        f"concurrency {_concurrency(key)}, daily audio {_daily_audio(key)}.",
+        err=True,
+    )
 
 
 @app.command("list")
@@ -99,32 +173,36 @@ def rotate(
 @app.command()
 def webhook_secret(name: _Name) -> None:
     """Print what a key's webhooks are signed with; `configured` is the key in METALSCRIBE_API_KEY."""
-    typer.echo(_with_database(lambda database: _webhook_secret(database, name)))
+    typer.echo(with_database(lambda database: _webhook_secret(database, name)))
 
 
 async def _webhook_secret(database: Database, name: str) -> str:
     from metalscribe.store.deliveries import DeliveryStore  # noqa: PLC0415
     from metalscribe.store.keys import KeyStore  # noqa: PLC0415
 
-    key_id = name
-    if name != CONFIGURED:
-        known = [key.id for key in await KeyStore(database).list() if name in {key.name, key.id}]
-        if not known:
-            raise NotFound(f"There is no key {name}; `metalscribe keys list` shows them.")
-        key_id = known[0]
-    return await DeliveryStore(database).secret(key_id)
+    return await DeliveryStore(database).secret(id_of(name, await KeyStore(database).list()))
 
 
-def parse_duration(text: str, parameter: str) -> timedelta:
-    """Read a duration such as 90d, 12h or 30m; the units are s, m, h, d and w.
+def id_of(name: str, keys: Collection[ApiKey]) -> str:
+    """The id of the key that an operator calls so; a name wins over an id that reads the same.
 
     Raises:
-        InvalidParameter: it is not one; ``parameter`` names the option.
+        NotFound: none of these is called so, and it is not the configured one either.
     """
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise InvalidParameter(f"{text!r} is not a duration such as 90d, 12h or 30m.", parameter)
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    ids = {key.id: key.id for key in keys} | {key.name: key.id for key in keys} | {CONFIGURED: CONFIGURED}
+    if name not in ids:
+        raise NotFound(f"There is no key {name}; `metalscribe keys list` shows them.")
+    return ids[name]
+
+
+def _whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidParameter(f"{text!r} is neither a number of requests nor {_NO_LIMIT!r}.", "concurrency")
+    return int(text[:9])
+
+
+def _seconds(text: str) -> float:
+    return parse_duration(text, "daily_audio").total_seconds()
 
 
 def _with_keys(work: Callable[[KeyStore], Awaitable[_Result]]) -> _Result:
@@ -133,22 +211,7 @@ def _with_keys(work: Callable[[KeyStore], Awaitable[_Result]]) -> _Result:
 
         return await work(KeyStore(database))
 
-    return _with_database(with_store)
-
-
-def _with_database(work: Callable[[Database], Awaitable[_Result]]) -> _Result:
-    # The database is slow to import, and `metalscribe --help` does not need it.
-    from metalscribe.store.database import Database  # noqa: PLC0415
-
-    async def run(settings: Settings) -> _Result:
-        database = Database(settings.sqlalchemy_url)
-        await database.open()
-        try:
-            return await work(database)
-        finally:
-            await database.close()
-
-    return asyncio.run(run(load_settings()))
+    return with_database(with_store)
 
 
 def _show_new(new: NewKey, *, as_json: bool) -> None:
@@ -165,30 +228,39 @@ def _show_new(new: NewKey, *, as_json: bool) -> None:
 
 
 def _show_table(keys: tuple[ApiKey, ...]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
     now = utc_now()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("Name", "Id", "State", "Scopes", "Rate", "Weight", "Created", "Expires", "Last used"):
-        table.add_column(heading, overflow="fold")
+    table = new_table(
+        *("Name", "Id", "State", "Scopes", "Rate", "Weight", "Concurrency", "Audio/day"),
+        *("Created", "Expires", "Last used"),
+    )
     for key in keys:
         table.add_row(
             key.name,
             key.id,
             key.state_at(now),
             " ".join(sorted(key.scopes)),
-            key.rate_limit or "default",
+            _rate(key),
             f"{key.weight:g}",
+            _concurrency(key),
+            _daily_audio(key),
             _moment(key.created_at),
             _moment(key.expires_at),
             _moment(key.last_used_at),
             style=None if key.revoked_at is None else "dim",
         )
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 240  # a pipe has no width, and folded cells cannot be searched
-    console.print(table)
+    show_table(table)
+
+
+def _rate(key: ApiKey) -> str:
+    return key.rate_limit or _OF_THE_SERVICE
+
+
+def _concurrency(key: ApiKey) -> str:
+    return _NO_LIMIT if key.concurrency is None else str(key.concurrency)
+
+
+def _daily_audio(key: ApiKey) -> str:
+    return _NO_LIMIT if key.daily_audio_seconds is None else duration_text(key.daily_audio_seconds)
 
 
 def _as_json(key: ApiKey) -> dict[str, object]:
@@ -199,6 +271,8 @@ def _as_json(key: ApiKey) -> dict[str, object]:
         "scopes": sorted(key.scopes),
         "rate_limit": key.rate_limit,
         "weight": key.weight,
+        "concurrency": key.concurrency,
+        "daily_audio_seconds": key.daily_audio_seconds,
         "created_at": _iso(key.created_at),
         "expires_at": _iso(key.expires_at),
         "last_used_at": _iso(key.last_used_at),

@@ -23,6 +23,7 @@ from metalscribe.cli.console import printable, warn
 from metalscribe.cli.progress import OnProgress
 from metalscribe.cli.work import Answer, Transcribe
 from metalscribe.errors import (
+    ConcurrencyLimited,
     Forbidden,
     InvalidParameter,
     MetalscribeError,
@@ -193,7 +194,8 @@ async def _answer(
     progress: OnProgress,
 ) -> Answer:
     """Send the recording, again as often as the service says that it is busy, and return its answer."""
-    for attempt in range(1, _ATTEMPTS + 1):
+    attempts = 0
+    while True:
         try:
             with _Upload(request.path, progress) as upload:
                 response = await client.post(
@@ -202,7 +204,9 @@ async def _answer(
         except httpx.HTTPError as error:
             raise _unreachable(address, error) from error
         wait = _retry_after(response)
-        if response.status_code not in _BUSY or wait is None or wait > _LONGEST_WAIT or attempt == _ATTEMPTS:
+        # The key's own requests are waited for, however long they take: mostly they are the other recordings.
+        attempts += _code(_problem(response)) != ConcurrencyLimited.code
+        if response.status_code not in _BUSY or wait is None or wait > _LONGEST_WAIT or attempts == _ATTEMPTS:
             break
         progress(f"waiting {wait:.0f} s: the service is busy", None)
         await asyncio.sleep(wait)
@@ -269,7 +273,7 @@ def _refusal(address: httpx.URL, response: httpx.Response) -> MetalscribeError:
     """What the service says is wrong, as the error that its own command line would raise."""
     problem = _problem(response)
     detail = printable(str(problem.get("detail") or ""))
-    code = str(problem.get("type", "")).rpartition(":")[2]
+    code = _code(problem)
     if response.is_redirect:
         target = printable(response.headers.get("Location", "elsewhere"))
         return MetalscribeError(f"{_place(address)} redirects to {target}; give the right address with --url")
@@ -301,6 +305,10 @@ def _problem(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return problem if isinstance(problem, dict) else {}
+
+
+def _code(problem: Mapping[str, Any]) -> str:
+    return str(problem.get("type", "")).rpartition(":")[2]
 
 
 def _unreachable(address: httpx.URL, error: httpx.HTTPError) -> MetalscribeError:

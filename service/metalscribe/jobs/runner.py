@@ -205,7 +205,7 @@ class JobRunner:
             text=transcript.text,
             completed_at=datetime.now(UTC),
         )
-        await self._end(job, writer, ended, transcript.segments)
+        await self._end(job, writer, ended, transcript.segments, done.statistics.engine_seconds)
 
     async def _failed(self, job: Job, writer: JobWriter, error: MetalscribeError) -> None:
         now = await writer.persist(lambda: self._store.get(job.id))
@@ -220,17 +220,21 @@ class JobRunner:
         )
         await self._end(job, writer, ended, segments)
 
-    async def _end(self, job: Job, writer: JobWriter, ended: Job, segments: tuple[Segment, ...]) -> None:
+    async def _end(
+        self, job: Job, writer: JobWriter, ended: Job, segments: tuple[Segment, ...], engine_seconds: float = 0.0
+    ) -> None:
         webhook = self._webhook(ended, segments)
-        await writer.persist(lambda: self._concluded(job, ended, len(segments), webhook))
+        await writer.persist(lambda: self._concluded(job, ended, len(segments), webhook, engine_seconds))
 
-    async def _concluded(self, job: Job, ended: Job, segments: int, webhook: Webhook | None) -> bool:
+    async def _concluded(
+        self, job: Job, ended: Job, segments: int, webhook: Webhook | None, engine_seconds: float
+    ) -> bool:
         """Write a job's end down with all that follows from it; False where it was not this process's to end any more.
 
         Never cut off in the middle (:meth:`JobWriter.persist`): who looks at the database in between finds a job that has ended, and
         calls this task off.
         """
-        if not await self._store.end(job, self._owner, ended, segments, webhook):
+        if not await self._store.end(job, self._owner, ended, segments, webhook, engine_seconds):
             # Cancelled; or written down by an earlier attempt, whose answer a broken connection has swallowed.
             if all(now.status.final for now in await self._store.several([job.id])):
                 await asyncio.to_thread(self._recordings.remove, job.id)

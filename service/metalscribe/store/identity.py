@@ -30,6 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_RATE = 128
 _LONGEST_LIFE = timedelta(days=36_500)
 _WEIGHTS = (0.01, 100.0)
+_MOST_AT_ONCE = 10_000
+_MOST_AUDIO = timedelta(hours=100_000)
 
 
 class Scope(StrEnum):
@@ -57,6 +59,8 @@ class ApiKey:
         name: the operator's name for it, unique among all keys that ever were; what logs show.
         rate_limit: requests in place of the service's own limit, in the words of ``limits`` ("100/minute").
         weight: share of the machine against other keys.
+        concurrency: requests that may be under way at one time, None for any number.
+        daily_audio_seconds: of audio that may be transcribed on a day of UTC, None for any amount.
         expires_at: None for a key that lasts until it is revoked.
         last_used_at: to the minute.
     """
@@ -70,6 +74,8 @@ class ApiKey:
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
+    concurrency: int | None = None
+    daily_audio_seconds: float | None = None
 
     def state_at(self, moment: datetime) -> KeyState:
         """Whether the key opens anything at that moment."""
@@ -186,6 +192,34 @@ def checked_weight(weight: float) -> float:
     if not (math.isfinite(weight) and low <= weight <= high):
         raise InvalidParameter(f"The weight must lie between {low:g} and {high:g}; 1 is an equal share.", "weight")
     return float(weight)
+
+
+def checked_concurrency(concurrency: int | None) -> int | None:
+    """Return the number of requests that may be under way at one time.
+
+    Raises:
+        InvalidParameter: it allows nothing, or is beyond reason.
+    """
+    if concurrency is not None and not 1 <= concurrency <= _MOST_AT_ONCE:
+        raise InvalidParameter(f"The concurrency must lie between 1 and {_MOST_AT_ONCE} requests.", "concurrency")
+    return concurrency
+
+
+def checked_daily_audio(seconds: float | None) -> float | None:
+    """Return the seconds of audio that a day allows.
+
+    Raises:
+        InvalidParameter: they allow nothing, are beyond reason, or are not a number.
+    """
+    if seconds is None:
+        return None
+    most = _MOST_AUDIO.total_seconds()
+    if not (math.isfinite(seconds) and 0 < seconds <= most):
+        raise InvalidParameter(
+            f"A day's audio must be more than nothing and at most {most / 3600:.0f} hours; to stop a key, revoke it.",
+            "daily_audio",
+        )
+    return float(seconds)
 
 
 def expiry(now: datetime, expires_in: timedelta | None) -> datetime | None:

@@ -20,6 +20,7 @@ from metalscribe.store.identity import Clock, utc_now
 from metalscribe.store.job import Advance, Job, JobStatus, NewJob, Quota, Webhook
 from metalscribe.store.models import JobCheckpointRow, JobRow, JobSegmentRow
 from metalscribe.store.turns import Turns
+from metalscribe.store.usage import Usage, day_of, record
 from metalscribe.transcript import Segment, Word
 
 _OPEN: Final = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
@@ -114,8 +115,12 @@ class JobStore:
             if was.status.final:
                 await session.delete(row)
                 return was
-            row.status, row.owner, row.completed_at = JobStatus.CANCELLED.value, None, self._clock()
+            now = self._clock()
+            row.status, row.owner, row.completed_at = JobStatus.CANCELLED.value, None, now
             await session.execute(delete(JobCheckpointRow).where(JobCheckpointRow.job == row.number))
+            if row.started_at is not None:
+                used = Usage(jobs=1, audio_seconds=await _told(session, row.number))
+                await record(session, day_of(now), row.key_id, used)
             return was
 
     # --- for who runs them ---
@@ -176,8 +181,18 @@ class JobStore:
             session.add_all(_segment_row(job, segment) for segment in advance.segments)
             return True
 
-    async def end(self, job: Job, owner: str, ended: Job, segments: int, webhook: Webhook | None) -> bool:
-        """Write down a job's end, and make its webhook due with it; False where it is not ``owner``'s any more.
+    async def end(
+        self,
+        job: Job,
+        owner: str,
+        ended: Job,
+        segments: int,
+        webhook: Webhook | None,
+        engine_seconds: float = 0.0,
+    ) -> bool:
+        """Write down a job's end; False where it is not ``owner``'s any more.
+
+        With it its webhook is due and its audio counted, once each, however often the job was begun.
 
         Args:
             job: as it was claimed.
@@ -185,6 +200,7 @@ class JobStore:
             ended: as it shall be.
             segments: how many there are of it.
             webhook: who is told, and what.
+            engine_seconds: that the run took which ended it.
         """
         kept = ("model", "language", "language_probability", "duration", "progress", "text", "error_code", "error")
         values = {name: getattr(ended, name) for name in kept}
@@ -203,6 +219,14 @@ class JobStore:
             await session.execute(delete(JobSegmentRow).where(JobSegmentRow.job == job.number, beyond))
             if webhook is not None:
                 enqueue(session, job.key_id, job.id, webhook, self._clock())
+            done = ended.status is JobStatus.DONE
+            used = Usage(
+                jobs=1,
+                failed=int(not done),
+                audio_seconds=(ended.duration or 0.0) if done else await _told(session, job.number),
+                engine_seconds=engine_seconds,
+            )
+            await record(session, day_of(self._clock()), job.key_id, used)
             return True
 
     async def give_back(self, owner: str, job: Job | None = None) -> int:
@@ -300,6 +324,11 @@ async def _changed(session: AsyncSession, job: Job, owner: str, values: Mapping[
         .values(**values)
     )
     return affected(changed) == 1
+
+
+async def _told(session: AsyncSession, number: int) -> float:
+    """Up to which second of its recording a job has told its words."""
+    return float(await session.scalar(select(func.max(JobSegmentRow.end)).where(JobSegmentRow.job == number)) or 0.0)
 
 
 async def _segments(session: AsyncSession, number: int, first: int) -> tuple[Segment, ...]:

@@ -1,12 +1,13 @@
-"""API keys: made, listed, rotated, revoked and verified."""
+"""API keys: made, listed, changed, rotated, revoked and verified."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import Any, Final, TypedDict
 
 import structlog
 from sqlalchemy import delete, or_, select, update
@@ -19,13 +20,31 @@ from metalscribe.store.database import Database
 from metalscribe.store.identity import ApiKey, Clock, KeyState, NewKey, Scope, utc_now
 from metalscribe.store.models import ApiKeyRow, ApiKeySecretRow
 
-__all__ = ["ApiKey", "KeyState", "KeyStore", "NewKey", "Scope"]
+__all__ = ["ApiKey", "KeySettings", "KeyState", "KeyStore", "NewKey", "Scope"]
 
 _TOUCH_EVERY = timedelta(minutes=1)
 _GUESSABLE = 16
 _ID_ATTEMPTS = 5
+_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "rate_limit": identity.checked_rate_limit,
+    "weight": identity.checked_weight,
+    "concurrency": identity.checked_concurrency,
+    "daily_audio_seconds": identity.checked_daily_audio,
+}
 
 _log = structlog.get_logger(__name__)
+
+
+class KeySettings(TypedDict, total=False):
+    """What a key may do, as far as it is set or changed; see :class:`metalscribe.store.identity.ApiKey`."""
+
+    scopes: Iterable[Scope | str]
+    expires_in: timedelta | None
+    """Life from now on; None for one without an end."""
+    rate_limit: str | None
+    weight: float
+    concurrency: int | None
+    daily_audio_seconds: float | None
 
 
 class KeyStore:
@@ -97,6 +116,8 @@ class KeyStore:
         rate_limit: str | None = None,
         *,
         weight: float = 1.0,
+        concurrency: int | None = None,
+        daily_audio_seconds: float | None = None,
     ) -> NewKey:
         """Make a key. Its text is in the result and nowhere else.
 
@@ -105,16 +126,17 @@ class KeyStore:
             Conflict: a key has, or once had, this name.
         """
         now = self._clock()
-        settings = {
-            "name": identity.checked_name(name),
-            "scopes": " ".join(sorted(identity.checked_scopes(scopes))),
-            "rate_limit": identity.checked_rate_limit(rate_limit),
-            "weight": identity.checked_weight(weight),
-            "created_at": now,
-            "expires_at": identity.expiry(now, expires_in),
-        }
+        settings = KeySettings(
+            scopes=scopes,
+            expires_in=expires_in,
+            rate_limit=rate_limit,
+            weight=weight,
+            concurrency=concurrency,
+            daily_audio_seconds=daily_audio_seconds,
+        )
+        columns = {"name": identity.checked_name(name), "created_at": now, **_columns(settings, now)}
         for _ in range(_ID_ATTEMPTS):
-            row = ApiKeyRow(id=identity.new_id(), **settings)
+            row = ApiKeyRow(id=identity.new_id(), **columns)
             try:
                 async with self._database.session() as session:
                     session.add(row)
@@ -128,6 +150,32 @@ class KeyStore:
                 continue  # the id was taken, once in 36^8 keys
             return NewKey(key_text, _api_key(row))
         raise MetalscribeError("No free id was found for the key; is the source of randomness broken?")
+
+    async def change(self, name_or_id: str, settings: KeySettings) -> ApiKey:
+        """Give a key other settings; those that are left out stay, and so does its text.
+
+        Every request reads its key, so that the next one meets them, in whichever process.
+
+        Raises:
+            InvalidParameter: one is malformed.
+            NotFound: there is no such key.
+            Conflict: it is the configured one, revoked, or expired and to be given a new life.
+        """
+        now = self._clock()
+        columns = _columns(settings, now)
+        async with self._database.session() as session:
+            row = await self._find(session, name_or_id)
+            state = _api_key(row).state_at(now)
+            if state is KeyState.REVOKED:
+                raise _revoked(row)
+            if state is KeyState.EXPIRED and "expires_at" in columns:
+                raise Conflict(
+                    f"The key {row.name} has expired, and its text stays worthless: "
+                    f"`metalscribe keys rotate {row.name} --expires …` gives it a new one."
+                )
+            for column, value in columns.items():
+                setattr(row, column, value)
+        return _api_key(row)
 
     async def revoke(self, name_or_id: str) -> ApiKey:
         """Stop a key at once and for good; revoking it again changes nothing.
@@ -163,7 +211,7 @@ class KeyStore:
             row = await self._find(session, name_or_id)
             state = _api_key(row).state_at(now)
             if state is KeyState.REVOKED:
-                raise Conflict(f"The key {row.name} is revoked for good; create another.")
+                raise _revoked(row)
             if state is KeyState.EXPIRED and new_expiry is None:
                 raise Conflict(f"The key {row.name} has expired; give it a new life with --expires, or create another.")
             row.expires_at = new_expiry or row.expires_at
@@ -238,6 +286,25 @@ async def _retire_secrets(session: AsyncSession, key_id: str, now: datetime, las
     await session.execute(update(ApiKeySecretRow).where(of_key, lives_longer).values(expires_at=last_moment))
 
 
+def _columns(settings: KeySettings, now: datetime) -> dict[str, Any]:
+    """The settings as they are stored.
+
+    Raises:
+        InvalidParameter: one is malformed.
+    """
+    given: Mapping[str, Any] = settings
+    columns = {name: checked(given[name]) for name, checked in _CHECKS.items() if name in given}
+    if "scopes" in settings:
+        columns["scopes"] = " ".join(sorted(identity.checked_scopes(settings["scopes"])))
+    if "expires_in" in settings:
+        columns["expires_at"] = identity.expiry(now, settings["expires_in"])
+    return columns
+
+
+def _revoked(row: ApiKeyRow) -> Conflict:
+    return Conflict(f"The key {row.name} is revoked for good; create another.")
+
+
 def _api_key(row: ApiKeyRow) -> ApiKey:
     return ApiKey(
         id=row.id,
@@ -249,6 +316,8 @@ def _api_key(row: ApiKeyRow) -> ApiKey:
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,
         revoked_at=row.revoked_at,
+        concurrency=row.concurrency,
+        daily_audio_seconds=row.daily_audio_seconds,
     )
 
 

@@ -5,12 +5,13 @@ Only what SQLite and PostgreSQL both understand.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Date,
     DateTime,
     Dialect,
     Double,
@@ -76,6 +77,8 @@ class ApiKeyRow(Base):
     """Separated by blanks, as in OAuth (RFC 6749, section 3.3)."""
     rate_limit: Mapped[str | None] = mapped_column(String(128))
     weight: Mapped[float] = mapped_column(Double)
+    concurrency: Mapped[int | None]
+    daily_audio_seconds: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -96,6 +99,22 @@ class ApiKeySecretRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """End of the grace period; None for the current secret."""
+
+
+class UsageRow(Base):
+    """What an API key has used on one day of UTC; see :class:`metalscribe.store.usage.Usage`."""
+
+    __tablename__ = "usage"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    """First in the primary key, which so serves those who ask for a stretch of days as well."""
+    key_id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """No foreign key: the configured API key has no row."""
+    requests: Mapped[int]
+    jobs: Mapped[int]
+    failed: Mapped[int]
+    audio_seconds: Mapped[float] = mapped_column(Double)
+    engine_seconds: Mapped[float] = mapped_column(Double)
 
 
 class IdempotencyRow(Base):
