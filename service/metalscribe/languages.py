@@ -206,6 +206,11 @@ def parse_language(text: str) -> str:
     raise _refusal(f"{written!r} is not a language that Whisper knows; did you mean {code!r} ({LANGUAGES[code]})?")
 
 
+def wanted_language(text: str | None) -> str | None:
+    """As :func:`parse_language`; None, to detect it, where nothing or ``auto`` is written."""
+    return None if text is None or text.strip().lower() == "auto" else parse_language(text)
+
+
 def _plain(text: str) -> str:
     """Lower case without accents, so that Māori and Bokmål are found; full-width letters become plain ones."""
     decomposed = unicodedata.normalize("NFKD", text.casefold())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
+import numpy as np
 import pytest
 import srt
 import webvtt
@@ -192,6 +195,18 @@ def test_speakr_calls_with_a_key_in_its_address(service: Service, sample: bytes,
         assert "whisper-1" in names
 
 
+def test_bazarr_sends_samples_without_a_head(ask: Ask, sample: bytes, said: str) -> None:
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
+    with av.open(io.BytesIO(sample), "r") as container:
+        frames = [one for frame in container.decode(audio=0) for one in resampler.resample(frame)]
+    samples = np.concatenate([frame.to_ndarray().ravel() for frame in frames]).astype("<i2").tobytes()
+    files = {"audio_file": ("audio.pcm", samples)}
+    assert ask({"encode": "false", "output": "txt"}, files=files).text.strip() == said
+    assert ask({"encode": "false"}, path="/detect-language", files=files).json()["language_code"] == "en"
+    problem(ask({"encode": "true"}, files=files), 415)
+    assert ask({"encode": "false", "output": "txt"}).text.strip() == said, "a head that is there stays"
+
+
 def test_curl_with_its_keys_in_netrc(service: Service, sample: bytes, tmp_path: Path) -> None:
     """The call that WhisperX services show first; the key is where curl looks for it by itself."""
     netrc = tmp_path / "netrc"
@@ -253,9 +268,9 @@ def test_languages_are_detected_and_translated(multilingual: Service, data: Path
     among = client.post(
         "/v1/audio/transcriptions",
         files={"file": ("a.wav", recording)},
-        data={"response_format": "verbose_json", "languages[]": ["fr", code]},
+        data={"response_format": "verbose_json", "languages[]": ["fr", "it"]},
     ).json()
-    assert among["language"] == name
+    assert among["language"] in {"french", "italian"}  # which it is not
 
     translated = client.post(
         "/v1/audio/translations", files={"file": ("a.wav", recording)}, data={"response_format": "verbose_json"}

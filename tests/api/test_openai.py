@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,7 +16,13 @@ import pytest
 import tokenizers
 from openai.types.audio import TranscriptionTextDeltaEvent, TranscriptionTextDoneEvent
 
-from .harness import KEY, Service, Start, send, silence, wait_for
+from metalscribe.api.forms import parse
+from metalscribe.api.names import ModelNames
+from metalscribe.api.openai import TranscriptionParameters
+from metalscribe.api.uploads import Upload
+from metalscribe.transcript import Task
+
+from .harness import KEY, Caller, Service, Start, send, silence, wait_for
 
 pytestmark = pytest.mark.model
 
@@ -134,12 +141,23 @@ def test_a_stream_has_logprobs_too(transcribe: Callable[..., Any]) -> None:
     assert tokens == [entry.token for entry in done.logprobs] != []
 
 
-def test_a_long_recording_streams_before_its_end(client: openai.OpenAI, long_wav: bytes) -> None:
+def test_a_long_recording_streams_before_its_end(service: Service, client: openai.OpenAI, long_wav: bytes) -> None:
     stream = client.audio.transcriptions.create(file=("long.wav", long_wav), model="whisper-1", stream=True)
     first = next(iter(stream))
     assert first.type == "transcript.text.delta"
-    assert first.delta.strip()
-    stream.close()  # and with it ends the work
+    assert 0 < len(first.delta.split()) < 100  # of some three thousand
+    assert service.queue()["requests"] == 1
+    stream.close()
+    wait_for(service.idle, "the work to end with it", 10)
+
+
+def test_who_leaves_before_the_first_word_is_not_worked_for(service: Service) -> None:
+    recording = silence(2 * 3600)
+    caller = Caller(service, recording, {}, "/v1/audio/transcriptions?stream=true")
+    wait_for(lambda: service.queue()["requests"], "the work to begin")
+    caller.leave()
+    wait_for(service.idle, "the work to end", 5)
+    wait_for(service.uploads_are_gone, "the recording to be removed", 5)
 
 
 def test_what_is_wrong_from_the_start_is_no_stream(transcribe: Callable[..., Any]) -> None:
@@ -156,6 +174,31 @@ def test_parameters_that_change_nothing_here_are_taken(transcribe: Callable[...,
     for strategy in ("auto", vad):
         answer = transcribe(chunking_strategy=strategy, extra_body={"something_new": "and its value"})
         assert answer.text == said
+
+
+def test_keywords_languages_and_prompt_reach_the_engine(service: Service) -> None:
+    """What the parameters become; that hotwords and prompts change the text is tested with the engine."""
+    names = ModelNames({"demo": "demo"})
+    form = {
+        "languages[]": ["de", "English", "de"],
+        "keywords[]": ["metalscribe", "Proxmox"],
+        "hotwords": ["VFIO"],
+        "prompt": ["x" * 5000 + "the end"],
+        "temperature": ["0.4"],
+    }
+    asked = parse(TranscriptionParameters, [], form)
+    services = SimpleNamespace(names=names)
+    wanted = asked.to_request(Upload(Path("a"), "a"), services, SimpleNamespace(weight=2.0), Task.TRANSCRIBE)  # type: ignore[arg-type]
+    assert (wanted.language, wanted.languages) == (None, ("de", "en"))
+    assert wanted.hotwords == "VFIO, metalscribe, Proxmox"
+    assert wanted.prompt is not None
+    assert wanted.prompt.endswith("the end")
+    assert len(wanted.prompt) == 4000
+    assert (wanted.temperature, wanted.weight) == (0.4, 2.0)
+
+
+def test_a_form_may_have_hundreds_of_keywords(transcribe: Callable[..., Any], said: str) -> None:
+    assert transcribe(keywords=[f"word{number}" for number in range(300)], file=("a.wav", silence())).text == ""
 
 
 def test_keywords_languages_and_prompt_are_taken(transcribe: Callable[..., Any]) -> None:
@@ -285,14 +328,14 @@ def test_models_are_listed_and_say_which_are_served(client: openai.OpenAI) -> No
     assert all(abs(model.created - time.time()) < 86_400 for model in models.values())
 
 
-@pytest.mark.parametrize("name", ["whisper-1", "demo", "whisper-demo", "gpt-4o-transcribe"])
+@pytest.mark.parametrize("name", ["whisper-1", "demo", "whisper-demo", "openai/whisper-demo", "gpt-4o-transcribe"])
 def test_a_served_model_has_many_names(transcribe: Callable[..., Any], client: openai.OpenAI, name: str) -> None:
     assert client.models.retrieve(name).serves == "demo"  # type: ignore[attr-defined]
     assert transcribe(model=name, file=("a.wav", silence())).text == ""
 
 
 def test_other_models_are_known_or_not(client: openai.OpenAI) -> None:
-    for name in ("large-v3", "whisper-large-v3", "Systran/faster-whisper-large-v3"):
+    for name in ("large-v3", "whisper-large-v3", "openai/whisper-large-v3", "Systran/faster-whisper-large-v3"):
         assert client.models.retrieve(name).served is False  # type: ignore[attr-defined]
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-5")

@@ -15,6 +15,8 @@ from metalscribe.store.database import Database
 from metalscribe.store.idempotency import IdempotencyStore
 from metalscribe.store.identity import ApiKey, Scope, utc_now
 
+LINGER = 0.3
+
 KEY = ApiKey("abcd1234", "somebody", frozenset(Scope), None, 1.0, utc_now(), None, None, None)
 
 
@@ -59,7 +61,7 @@ class Work:
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'desk.db'}")
     await database.open()
-    yield Desk(IdempotencyStore(database))
+    yield Desk(IdempotencyStore(database), linger=LINGER)
     await database.close()
 
 
@@ -133,3 +135,123 @@ async def test_failures_reach_every_caller_and_are_not_kept(desk: Desk) -> None:
         with pytest.raises(EngineFailed):
             await desk.serve(Client("k").request, KEY, "same", fail)
         assert attempts == expected
+
+
+# --- work that goes on for nobody -------------------------------------------------------------------------------------
+
+
+async def begun(desk: Desk, work: Work, mark: str = "same", key: ApiKey = KEY, header: str | None = None) -> Client:
+    """A caller who has sent a request, and hangs up once its work has begun."""
+    work.torn_down.set()
+    client = Client(header)
+    waiting = asyncio.create_task(desk.serve(client.request, key, mark, work, twins=True))
+    await work.begun.wait()
+    client.hang_up()
+    with pytest.raises(ClientDisconnect):
+        await waiting
+    return client
+
+
+@pytest.mark.parametrize("header", [None, "k"])
+async def test_a_retry_finds_the_work_that_its_caller_has_left(desk: Desk, header: str | None) -> None:
+    work = Work()
+    await begun(desk, work, header=header)
+    assert desk.abandoned(KEY)
+    again = asyncio.create_task(desk.serve(Client(header).request, KEY, "same", work, twins=True))
+    await asyncio.sleep(2 * LINGER)
+    assert not desk.abandoned(KEY)
+    work.finish.set()
+    assert (await again).body == b"answer 1"
+    assert work.runs == 1
+
+
+async def test_an_answer_that_nobody_was_there_to_take_waits_for_the_retry(desk: Desk) -> None:
+    work = Work()
+    await begun(desk, work)
+    work.finish.set()
+    await asyncio.sleep(LINGER / 3)
+    assert (await desk.serve(Client().request, KEY, "same", work, twins=True)).body == b"answer 1"
+    assert (await desk.serve(Client().request, KEY, "same", work, twins=True)).body == b"answer 2", "taken once"
+
+
+async def test_what_nobody_asks_for_again_ends(desk: Desk) -> None:
+    work = Work()
+    await begun(desk, work)
+    async with asyncio.timeout(10):
+        await work.ending.wait()
+    await asyncio.sleep(0)
+    assert not desk.abandoned(KEY)
+
+
+async def test_it_goes_on_while_the_key_is_sending_something(desk: Desk) -> None:
+    work = Work()
+    await begun(desk, work)
+    with desk.receiving(KEY):
+        await asyncio.sleep(3 * LINGER)
+        assert not work.ending.is_set()
+    work.finish.set()
+    assert (await desk.serve(Client().request, KEY, "same", work, twins=True)).body == b"answer 1"
+
+
+async def test_a_failure_with_nobody_there_is_not_kept(desk: Desk) -> None:
+    fail = asyncio.Event()
+    attempts = 0
+
+    async def work() -> Response:
+        nonlocal attempts
+        attempts += 1
+        await fail.wait()
+        raise EngineFailed("no")
+
+    client = Client()
+    waiting = asyncio.create_task(desk.serve(client.request, KEY, "same", work, twins=True))
+    await asyncio.sleep(0.01)
+    client.hang_up()
+    with pytest.raises(ClientDisconnect):
+        await waiting
+    fail.set()
+    await asyncio.sleep(0.01)
+    with pytest.raises(EngineFailed):
+        await desk.serve(Client().request, KEY, "same", work, twins=True)
+    assert attempts == 2
+
+
+async def test_of_too_much_the_oldest_ends(desk: Desk) -> None:
+    left = [Work() for _ in range(9)]
+    for number, work in enumerate(left):
+        await begun(desk, work, f"request {number}")
+    assert [work.ending.is_set() for work in left] == [True, *[False] * 8]
+
+
+async def test_something_new_goes_before_what_was_left(desk: Desk) -> None:
+    key = replace(KEY, concurrency=1)
+    left, new = Work(), Work()
+    await begun(desk, left, key=key)
+    new.torn_down.set()
+    new.finish.set()
+    assert (await desk.serve(Client().request, key, "new", new, twins=True)).body == b"answer 1"
+    assert left.ending.is_set()
+
+
+async def test_a_refusal_is_put_off_until_it_is_known_to_be_new(desk: Desk) -> None:
+    work = Work()
+    await begun(desk, work)
+    work.finish.set()
+    for mark in ("same", "new"):
+        request = Client().request
+        desk.put_off(request, EngineFailed("not now"))
+        if mark == "new":
+            with pytest.raises(EngineFailed):
+                await desk.serve(request, KEY, mark, work, twins=True)
+        else:
+            assert (await desk.serve(request, KEY, mark, work, twins=True)).body == b"answer 1"
+    assert work.runs == 1
+
+
+async def test_nothing_goes_on_after_the_end(desk: Desk) -> None:
+    works = [Work() for _ in range(3)]
+    for number, work in enumerate(works):
+        await begun(desk, work, f"request {number}")
+    await desk.close()
+    assert all(work.ending.is_set() for work in works)
+    assert not desk.abandoned(KEY)

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from metalscribe.api.ledger import Ledger
 from metalscribe.api.lifetime import hold
 from metalscribe.api.work import Desk
-from metalscribe.errors import ConcurrencyLimited, DailyAudioSpent
+from metalscribe.errors import ConcurrencyLimited, DailyAudioSpent, MetalscribeError
 from metalscribe.render.times import utc_text
 from metalscribe.store.identity import ApiKey, Clock, utc_now
 from metalscribe.store.usage import day_of
@@ -86,9 +86,8 @@ class Allowances:
         repeatable = request.headers.get("Idempotency-Key")
         try:
             hold(request, self._places.taken(key, repeatable or object()))
-        except ConcurrencyLimited:
-            if not await self._desk.knows(request, key):
-                raise
+        except ConcurrencyLimited as refusal:
+            await self._refuse(request, key, refusal)
 
     async def require_audio(self, request: Request, key: ApiKey) -> None:
         """Let audio in, as long as the key has any left today; what is under way when it has not is done all the same.
@@ -99,15 +98,24 @@ class Allowances:
         if key.daily_audio_seconds is None:
             return
         used = await self._ledger.audio_today(key.id)
-        if used < key.daily_audio_seconds or await self._desk.knows(request, key):
+        if used < key.daily_audio_seconds:
             return
         now = self._clock()
         tomorrow = _midnight_after(now)
-        raise DailyAudioSpent(
+        refusal = DailyAudioSpent(
             f"this API key has had {used:.0f} seconds of audio transcribed today, and may have {key.daily_audio_seconds:g} a day; "
             f"the next day begins at {utc_text(tomorrow)}",
             (tomorrow - now).total_seconds(),
         )
+        await self._refuse(request, key, refusal)
+
+    async def _refuse(self, request: Request, key: ApiKey, refusal: MetalscribeError) -> None:
+        """Refuse, unless the request repeats another, or may turn out to once it is there."""
+        if await self._desk.knows(request, key):
+            return
+        if not self._desk.abandoned(key):
+            raise refusal
+        self._desk.put_off(request, refusal)
 
 
 def _midnight_after(moment: datetime) -> datetime:

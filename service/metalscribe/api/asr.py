@@ -6,8 +6,8 @@ object that wraps the format (WhisperX services, Speakr); with ``output`` it is 
 
 from __future__ import annotations
 
-import time
-from contextlib import AsyncExitStack, aclosing
+import asyncio
+from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -17,16 +17,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from metalscribe.api import examples
-from metalscribe.api.documents import in_query, object_of, properties_of
+from metalscribe.api.documents import IDEMPOTENCY, in_query, object_of, properties_of
 from metalscribe.api.forms import parse
-from metalscribe.api.options import Text
+from metalscribe.api.options import Prompt, Text
 from metalscribe.api.problems import documented
 from metalscribe.api.services import Services
 from metalscribe.api.transcribing import Transcribing
-from metalscribe.api.uploads import Upload, receive
+from metalscribe.api.uploads import Upload
 from metalscribe.api.work import fingerprint
 from metalscribe.errors import EngineFailed, InvalidParameter
-from metalscribe.languages import language_name, parse_language
+from metalscribe.languages import language_name, wanted_language
+from metalscribe.media.headless import give_head, has_head
 from metalscribe.render import Format, render
 from metalscribe.render.asr import Plain, to_plain_json, to_wrapped
 from metalscribe.store.identity import ApiKey, Scope
@@ -51,7 +52,7 @@ class AsrParameters(BaseModel):
     model: Text = None
     """Which of the models that are served; names may begin with `whisper-`, and OpenAI's stand for the default one."""
 
-    initial_prompt: Text = None
+    initial_prompt: Prompt = None
     """Text before the recording: names and spelling to expect, the style to write in."""
 
     hotwords: Text = None
@@ -70,7 +71,7 @@ class AsrParameters(BaseModel):
     """What the answer is: `txt`, `json`, `srt`, `vtt` or `tsv`; `text` is the same as `output_format=text`."""
 
     encode: bool = True
-    """Taken, and left alone: whatever FFmpeg reads is read."""
+    """`false` where the recording may be bare samples (16 bit, 16 kHz, mono, little-endian), as Bazarr sends them."""
 
     diarize: bool | None = None
     """Say who speaks. Off where it is left out: speaker diarization is not installed."""
@@ -120,9 +121,7 @@ class AsrParameters(BaseModel):
         form = self.form
         return TranscriptionRequest(
             path=upload.path,
-            language=None
-            if self.language is None or self.language.lower() == "auto"
-            else parse_language(self.language),
+            language=wanted_language(self.language),
             task=self.task,
             prompt=self.initial_prompt,
             hotwords=self.hotwords,
@@ -160,7 +159,7 @@ class DetectParameters(BaseModel):
     """Which of the models that are served."""
 
     encode: bool = True
-    """Taken, and left alone."""
+    """As of `/asr`."""
 
 
 def router(services: Services) -> APIRouter:
@@ -177,13 +176,11 @@ def router(services: Services) -> APIRouter:
     )
     @services.limits.transcription
     async def asr(request: Request, key: ApiKey = authenticated) -> Response:
-        work = Transcribing(services, key, time.perf_counter())
-        await services.allowances.admit(request, key)
-        services.check_capacity(retry="Idempotency-Key" in request.headers or services.desk.abandoned(key))
+        work = await Transcribing.admitted(services, request, key)
         _parsed(request, {}).check()  # what the query asks for is judged before the upload is read
-        async with AsyncExitStack() as stack:
-            upload = await _receive(services, request, key, stack)
+        async with work.upload(request, "audio_file") as upload:
             asked = _parsed(request, upload.fields)
+            await _with_a_head(upload, raw=not asked.encode)
             wanted = asked.to_request(upload, services, key)
             services.engine.check_request(wanted)
 
@@ -197,18 +194,16 @@ def router(services: Services) -> APIRouter:
 
     @routes.post(
         "/detect-language",
-        summary="Tell the spoken language from the first half minute of speech",
+        summary="Tell the spoken language from what is said first",
         responses={200: _DETECTED, **documented(*_PROBLEMS)},
         openapi_extra=_documentation(DetectParameters),
     )
     @services.limits.transcription
     async def detect_language(request: Request, key: ApiKey = authenticated) -> Response:
-        work = Transcribing(services, key, time.perf_counter())
-        await services.allowances.admit(request, key)
-        services.check_capacity(retry="Idempotency-Key" in request.headers)
-        async with AsyncExitStack() as stack:
-            upload = await _receive(services, request, key, stack)
+        work = await Transcribing.admitted(services, request, key)
+        async with work.upload(request, "audio_file") as upload:
             asked = parse(DetectParameters, request.query_params.multi_items(), upload.fields)
+            await _with_a_head(upload, raw=not asked.encode)
             wanted = TranscriptionRequest(
                 path=upload.path,
                 segments=False,
@@ -227,11 +222,10 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-async def _receive(services: Services, request: Request, key: ApiKey, stack: AsyncExitStack) -> Upload:
-    with services.place_to_receive(), services.desk.receiving(key):
-        return await stack.enter_async_context(
-            receive(request, services.uploads, file_field="audio_file", max_bytes=services.max_upload_bytes)
-        )
+async def _with_a_head(upload: Upload, *, raw: bool) -> None:
+    """``encode=false`` says that the recording is not to be converted: of a known kind, or samples without a head."""
+    if raw and not await asyncio.to_thread(has_head, upload.path):
+        await give_head(upload.path)
 
 
 def _parsed(request: Request, form: dict[str, list[str]]) -> AsrParameters:
@@ -258,11 +252,14 @@ def _answer(transcript: Transcript, asked: AsrParameters, name: str) -> Response
 
 
 async def _detected(work: Transcribing, wanted: TranscriptionRequest) -> LanguageDetected:
+    found: LanguageDetected | None = None
     async with aclosing(work.events(wanted)) as events:
         async for event in events:
             if isinstance(event, LanguageDetected):
-                return event
-            if isinstance(event, Done):  # nobody spoke
+                found = event
+            elif found is not None:  # what was decoded on the way is counted by now
+                return found
+            elif isinstance(event, Done):  # nobody spoke
                 return LanguageDetected(event.transcript.language, event.transcript.language_probability)
     raise EngineFailed("the engine ended without a language")
 
@@ -316,6 +313,6 @@ def _documentation(parameters: type[BaseModel]) -> dict[str, Any]:
     }
     schema = {"type": "object", "required": ["audio_file"], "properties": form}
     return {
-        "parameters": in_query(parameters),
+        "parameters": [IDEMPOTENCY, *in_query(parameters)],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}},
     }

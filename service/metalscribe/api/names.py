@@ -20,7 +20,7 @@ ALIASES: Final = (
 )
 """OpenAI's names; whoever sends one gets the default model."""
 
-_PREFIX: Final = "whisper-"
+_PREFIXES: Final = ("openai/", "whisper-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class ModelNames:
             ModelNotFound: it is not served and not one of Whisper's.
         """
         found = self._find(name)
-        known = find(name.removeprefix(_PREFIX))
+        known = find(_plain(name))
         if found is None and known is None:
             raise ModelNotFound(f"there is no model {name[:100]!r}; GET /v1/models lists them")
         return ListedModel(name, found, self._created)
@@ -98,8 +98,15 @@ class ModelNames:
     @staticmethod
     def _spellings(name: str) -> Iterator[str]:
         yield name
-        plain = name.removeprefix(_PREFIX)
+        plain = _plain(name)
         yield plain
         known = find(plain)
         if known is not None:
             yield from (known.name, known.repository, *known.aliases)
+
+
+def _plain(name: str) -> str:
+    """``large-v3`` for ``openai/whisper-large-v3`` and ``whisper-large-v3``."""
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name

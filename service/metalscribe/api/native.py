@@ -22,7 +22,7 @@ from metalscribe.api.options import NativeOptions, parse_options, validated
 from metalscribe.api.problems import documented
 from metalscribe.api.requests import note
 from metalscribe.api.services import Services
-from metalscribe.api.streaming import native, stream
+from metalscribe.api.streaming import native, refuse_idempotency, stream
 from metalscribe.api.transcribing import Transcribing
 from metalscribe.api.uploads import receive
 from metalscribe.api.work import fingerprint
@@ -74,7 +74,8 @@ def router(services: Services) -> APIRouter:
             mark = fingerprint(upload.sha256, options.model_dump())
 
             if options.stream:
-                _refuse_idempotency(request)
+                refuse_idempotency(request)
+                await services.desk.make_way(request, key)
                 return await _stream(work, request, wanted, options, upload.hand_over())
 
             async def answer() -> Response:
@@ -109,7 +110,8 @@ def router(services: Services) -> APIRouter:
             note(audio_bytes=fetched.bytes)
 
         if options.stream:
-            _refuse_idempotency(request)
+            refuse_idempotency(request)
+            await services.desk.make_way(request, key)
             await fetch()  # removes what is incomplete itself
             return await _stream(work, request, wanted, options, _removed_at_the_end(path))
 
@@ -121,11 +123,6 @@ def router(services: Services) -> APIRouter:
         return await services.desk.serve(request, key, fingerprint(options.url, options.model_dump()), fetch_and_answer)
 
     return routes
-
-
-def _refuse_idempotency(request: Request) -> None:
-    if "Idempotency-Key" in request.headers:
-        raise InvalidParameter("an answer that is streamed is not kept: leave Idempotency-Key out", "stream")
 
 
 @contextmanager
@@ -148,7 +145,7 @@ async def _stream(
         word_timestamps=options.word_timestamps,
         finish=lambda done: _document(done, options, work.seconds),
     )
-    return await stream(work.events(wanted), dialect, holding)
+    return await stream(request, work.events(wanted), dialect, holding)
 
 
 async def _answer(work: Transcribing, wanted: TranscriptionRequest, options: NativeOptions) -> Response:

@@ -7,9 +7,7 @@ ignored, since clients send more of them with every version.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
@@ -24,16 +22,17 @@ from metalscribe.api import examples
 from metalscribe.api.documents import events_of, object_of, properties_of
 from metalscribe.api.forms import parse
 from metalscribe.api.names import ListedModel
-from metalscribe.api.options import Text
+from metalscribe.api.options import Prompt, Text
 from metalscribe.api.problems import documented_envelopes, envelope
 from metalscribe.api.services import Services
-from metalscribe.api.streaming import Dialect, stream
+from metalscribe.api.streaming import Dialect, refuse_idempotency, stream
 from metalscribe.api.transcribing import Transcribing
-from metalscribe.api.uploads import Upload, receive
+from metalscribe.api.uploads import Upload
 from metalscribe.api.work import fingerprint
 from metalscribe.errors import InvalidParameter, MetalscribeError
-from metalscribe.languages import parse_language
+from metalscribe.languages import parse_language, wanted_language
 from metalscribe.render import MEDIA_TYPES, Format, render
+from metalscribe.render.lettering import encodable
 from metalscribe.render.openai import to_openai_json, to_verbose_json, word_logprobs
 from metalscribe.store.identity import ApiKey, Scope
 from metalscribe.transcript import Done, Event, Segment, SegmentsReady, Task, TranscriptionRequest
@@ -82,7 +81,7 @@ class SpeechParameters(BaseModel):
     model: Text = None
     """A model of `GET /v1/models`; the default one where it is left out, or one of OpenAI's names."""
 
-    prompt: Text = None
+    prompt: Prompt = None
     """Text before the recording: names and spelling to expect, the style to write in."""
 
     response_format: ResponseFormat = ResponseFormat.JSON
@@ -180,7 +179,7 @@ class TranscriptionParameters(SpeechParameters):
             )
         wanted = super().to_request(upload, services, key, task)
         codes = list(dict.fromkeys(_code(language) for language in self.languages))
-        language = None if self.language is None or self.language.lower() == "auto" else parse_language(self.language)
+        language = wanted_language(self.language)
         if language is None and len(codes) == 1:
             language = codes[0]
         hotwords = ", ".join([*filter(None, [self.hotwords]), *self.keywords])
@@ -239,22 +238,16 @@ def router(services: Services) -> APIRouter:
 async def _serve(
     services: Services, request: Request, key: ApiKey, parameters: type[SpeechParameters], task: Task
 ) -> Response:
-    work = Transcribing(services, key, time.perf_counter())
-    await services.allowances.admit(request, key)
-    services.check_capacity(retry="Idempotency-Key" in request.headers or services.desk.abandoned(key))
-    async with AsyncExitStack() as stack:
-        with services.place_to_receive(), services.desk.receiving(key):
-            upload = await stack.enter_async_context(
-                receive(request, services.uploads, file_field="file", max_bytes=services.max_upload_bytes)
-            )
+    work = await Transcribing.admitted(services, request, key)
+    async with work.upload(request, "file") as upload:
         asked = parse(parameters, request.query_params.multi_items(), upload.fields)
         wanted = asked.to_request(upload, services, key, task)
         services.engine.check_request(wanted)
         if isinstance(asked, TranscriptionParameters) and asked.stream:
-            if "Idempotency-Key" in request.headers:
-                raise InvalidParameter("an answer that is streamed is not kept: leave Idempotency-Key out", "stream")
-            logprobs = bool(asked.include)
-            return await stream(work.events(wanted), _dialect(logprobs=logprobs), upload.hand_over())
+            refuse_idempotency(request)
+            await services.desk.make_way(request, key)
+            dialect = _dialect(logprobs=bool(asked.include))
+            return await stream(request, work.events(wanted), dialect, upload.hand_over())
 
         async def answer() -> Response:
             with upload.hand_over():
@@ -285,7 +278,7 @@ def _dialect(*, logprobs: bool) -> Dialect:
         nonlocal begun
         text = segment.text if begun else segment.text.lstrip()
         begun = begun or bool(text)
-        return _event("transcript.text.delta", delta=text, **_logprobs([segment], wanted=logprobs))
+        return _event("transcript.text.delta", delta=encodable(text), **_logprobs([segment], wanted=logprobs))
 
     def told(event: Event) -> Iterable[ServerSentEvent]:
         if isinstance(event, SegmentsReady):
@@ -293,7 +286,7 @@ def _dialect(*, logprobs: bool) -> Dialect:
         if isinstance(event, Done):
             transcript = event.transcript
             extra = _logprobs(transcript.segments, wanted=logprobs)
-            return [_event("transcript.text.done", text=transcript.text, **extra)]
+            return [_event("transcript.text.done", text=encodable(transcript.text), **extra)]
         return []
 
     def failed(error: MetalscribeError) -> ServerSentEvent:

@@ -11,11 +11,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from metalscribe.api.problems import invalid_parameter
 from metalscribe.errors import InvalidParameter
-from metalscribe.languages import parse_language
+from metalscribe.languages import wanted_language
 from metalscribe.render import Format
 from metalscribe.transcript import Mode, Task, TranscriptionRequest
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_LONGEST_TEXT = 4000
 _TIMED = frozenset({Format.SRT, Format.VTT, Format.TSV})
 
 
@@ -24,8 +25,16 @@ def blank_is_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
-Text = Annotated[Annotated[str, Field(max_length=4000)] | None, BeforeValidator(blank_is_none)]
+Text = Annotated[Annotated[str, Field(max_length=_LONGEST_TEXT)] | None, BeforeValidator(blank_is_none)]
 """A text that may be left out, or empty in a form."""
+
+
+def _end_of(value: Any) -> Any:
+    return value[-_LONGEST_TEXT:] if isinstance(value, str) else value
+
+
+Prompt = Annotated[str | None, BeforeValidator(_end_of), BeforeValidator(blank_is_none)]
+"""As :data:`Text` for the compatible dialects: of a longer one the end counts, as it does to the model anyway."""
 
 
 class NoParameters(BaseModel):
@@ -87,10 +96,9 @@ class TranscriptionOptions(BaseModel):
             )
         if self.diarize:
             raise InvalidParameter("diarize=true: speaker diarization is not installed on this service", "diarize")
-        language = None if self.language is None or self.language.lower() == "auto" else parse_language(self.language)
         return TranscriptionRequest(
             path=path,
-            language=language,
+            language=wanted_language(self.language),
             task=self.task,
             mode=self.mode,
             prompt=self.prompt,

@@ -80,6 +80,8 @@ def problem(error: MetalscribeError, request: Request) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, errors.TryLater | errors.RateLimited):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, errors.DailyAudioSpent):
+        headers["X-Should-Retry"] = "false"  # OpenAI's clients would try again within seconds, recording and all
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:

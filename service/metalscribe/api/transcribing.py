@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
+
+from starlette.requests import Request
 
 from metalscribe.api.ledger import Ledger
 from metalscribe.api.requests import note
 from metalscribe.api.services import Services
+from metalscribe.api.uploads import Upload, receive
 from metalscribe.errors import EngineFailed, MetalscribeError, TryLater
 from metalscribe.store.identity import ApiKey
 from metalscribe.store.usage import Usage
 from metalscribe.transcript import Done, Event, SegmentsReady, TranscriptionRequest
+
+_FIELDS: Final = 1024
+"""Of a compatible dialect's form: hundreds of keywords may come, each as a field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,35 @@ class Transcribing:
     def seconds(self) -> float:
         """How long the request has taken so far."""
         return time.perf_counter() - self.begin
+
+    @classmethod
+    async def admitted(cls, services: Services, request: Request, key: ApiKey) -> Self:
+        """Let a request of a compatible dialect in, before its upload is read.
+
+        Raises:
+            RateLimited, TryLater: not now.
+        """
+        work = cls(services, key, time.perf_counter())
+        await services.allowances.admit(request, key)
+        services.check_capacity(retry="Idempotency-Key" in request.headers or services.desk.abandoned(key))
+        return work
+
+    @asynccontextmanager
+    async def upload(self, request: Request, field: str) -> AsyncIterator[Upload]:
+        """The recording in the form's ``field``, and the other fields; see :func:`metalscribe.api.uploads.receive`."""
+        services = self.services
+        async with AsyncExitStack() as stack:
+            with services.place_to_receive(), services.desk.receiving(self.key):
+                upload = await stack.enter_async_context(
+                    receive(
+                        request,
+                        services.uploads,
+                        file_field=field,
+                        max_bytes=services.max_upload_bytes,
+                        max_fields=_FIELDS,
+                    )
+                )
+            yield upload
 
     async def events(self, wanted: TranscriptionRequest) -> AsyncGenerator[Event]:
         """The engine's events as they come; the work is told of in the request's line in the log, and counted for the key.

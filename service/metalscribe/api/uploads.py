@@ -21,6 +21,8 @@ from metalscribe.media.newfile import NewFile
 
 _FIELD_BYTES: Final = 64 * 1024
 _FIELDS: Final = 64
+_FORM_BYTES: Final = _FIELDS * _FIELD_BYTES
+"""Of all fields but the file's."""
 _HEADER_BYTES: Final = 16 * 1024
 _STALL_SECONDS: Final = 60.0
 _NAME_LENGTH: Final = 120
@@ -68,7 +70,9 @@ class _Part:
 
 
 @asynccontextmanager
-async def receive(request: Request, directory: Path, *, file_field: str, max_bytes: int) -> AsyncIterator[Upload]:
+async def receive(
+    request: Request, directory: Path, *, file_field: str, max_bytes: int, max_fields: int = _FIELDS
+) -> AsyncIterator[Upload]:
     """Receive a multipart form with one file.
 
     Args:
@@ -76,6 +80,7 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
         directory: where the file goes for as long as the block runs.
         file_field: name of the form field that holds the file.
         max_bytes: of the file.
+        max_fields: of the form.
 
     Raises:
         InvalidParameter: not a form, no file, two files, or fields beyond reason.
@@ -85,7 +90,7 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
     """
     boundary = _boundary(request, file_field)
     declared = declared_length(request)
-    if declared is not None and declared > max_bytes + _FIELDS * _FIELD_BYTES:
+    if declared is not None and declared > max_bytes + _FORM_BYTES:
         raise _too_large(max_bytes)
     # An eager cleaner of temporary files may have been here.
     await asyncio.to_thread(directory.mkdir, mode=0o700, exist_ok=True)
@@ -93,7 +98,7 @@ async def receive(request: Request, directory: Path, *, file_field: str, max_byt
     upload = None
     try:
         async with NewFile(path) as file:
-            form = _Form(boundary, file_field, max_bytes, Upload(path, "audio"))
+            form = _Form(boundary, file_field, max_bytes, max_fields, Upload(path, "audio"))
             async for data in arriving(request):
                 for piece in form.feed(data):
                     await file.write(piece)
@@ -134,9 +139,11 @@ async def arriving(request: Request) -> AsyncIterator[bytes]:
 class _Form:
     """The parser's callbacks; collects the pieces of the file that each chunk of the body holds."""
 
-    def __init__(self, boundary: bytes, file_field: str, max_bytes: int, upload: Upload) -> None:
+    def __init__(self, boundary: bytes, file_field: str, max_bytes: int, max_fields: int, upload: Upload) -> None:
         self._file_field = file_field
         self._max_bytes = max_bytes
+        self._max_fields = max_fields
+        self._field_bytes = 0
         self._upload = upload
         self._digest = hashlib.sha256()
         self._part = _Part()
@@ -187,8 +194,8 @@ class _Form:
         self._part = _Part()
         self._header_bytes = 0
         self._parts += 1
-        if self._parts > _FIELDS:
-            raise InvalidParameter(f"the form has more than {_FIELDS} fields")
+        if self._parts > self._max_fields:
+            raise InvalidParameter(f"the form has more than {self._max_fields} fields")
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._count_header(end - start)
@@ -231,6 +238,9 @@ class _Form:
             self._pieces.append(piece)
             return
         self._part.data.extend(data[start:end])
+        self._field_bytes += end - start
+        if self._field_bytes > _FORM_BYTES:
+            raise InvalidParameter(f"the form's fields have more than {_FORM_BYTES} bytes", self._part.name)
         if len(self._part.data) > _FIELD_BYTES:
             raise InvalidParameter(f"the field {self._part.name!r} has more than {_FIELD_BYTES} bytes", self._part.name)
 

@@ -34,12 +34,15 @@ class _Work:
     """A running answer, and who waits for it.
 
     Attributes:
+        owner: id of the key whose it is.
         fingerprint: of the request.
-        task: makes the answer; the headers that come with it are noted, since each caller's own are added later.
-        callers: how many wait for it.
+        task: makes the answer.
         lingers: goes on for a while after the last caller left.
+        callers: how many wait for it.
+        leaving: ends it after that while; None as long as somebody waits.
     """
 
+    owner: str
     fingerprint: str
     task: asyncio.Task[Response]
     lingers: bool = False
@@ -61,7 +64,8 @@ class Desk:
 
     Some clients give up after a while and send the same request once more, without saying so. For those dialects, identical
     requests of one API key share their work, and what its caller has left goes on for half a minute, so that the retry
-    finds it; for longer while that key is sending a recording, which may be the same one.
+    finds it; for longer while that key is sending a recording, which may be the same one. What is new goes before what was
+    left: it never makes a key have more under way than it may.
 
     Args:
         answers: to requests with an ``Idempotency-Key``.
@@ -73,6 +77,7 @@ class Desk:
         self._linger = linger
         self._running: dict[tuple[str, str], _Work] = {}
         self._twins: dict[tuple[str, str], _Work] = {}
+        self._left: list[_Work] = []  # for nobody, the oldest first
         self._sending: Counter[str] = Counter()
         self._sent: dict[str, asyncio.Event] = {}
         # Held from the question whether a request is known to the claim to it, so that two cannot both find it is not.
@@ -80,10 +85,8 @@ class Desk:
 
     async def close(self) -> None:
         """Cancel what goes on for nobody."""
-        leaving = [work.leaving for work in self._twins.values() if work.leaving is not None]
-        for task in leaving:
-            task.cancel()
-        await asyncio.gather(*leaving, return_exceptions=True)
+        for work in list(self._left):
+            await self._end(work)
 
     @contextmanager
     def receiving(self, key: ApiKey) -> Iterator[None]:
@@ -100,7 +103,41 @@ class Desk:
 
     def abandoned(self, key: ApiKey) -> bool:
         """Whether work of this key goes on for nobody, so that its next request may cost nothing."""
-        return any(owner == key.id and not work.callers for (owner, _), work in self._twins.items())
+        return any(work.owner == key.id for work in self._left)
+
+    async def knows(self, request: Request, key: ApiKey) -> bool:
+        """Whether a request repeats, by its ``Idempotency-Key``, one that is under way or was answered.
+
+        Raises:
+            InvalidParameter: the header is malformed.
+        """
+        header = request.headers.get("Idempotency-Key")
+        if header is None:
+            return False
+        name = (key.id, checked_idempotency_key(header))
+        return name in self._running or await self._answers.get(*name) is not None
+
+    @staticmethod
+    def put_off(request: Request, refusal: MetalscribeError) -> None:
+        """Refuse the request only if it turns out to begin something new."""
+        request.state.put_off = refusal
+
+    async def make_way(self, request: Request, key: ApiKey) -> None:
+        """Something new begins for a key: what goes on for nobody ends where the key would have too much under way.
+
+        Raises:
+            MetalscribeError: what was put off.
+        """
+        refusal: MetalscribeError | None = getattr(request.state, "put_off", None)
+        if refusal is not None:
+            raise refusal
+        left = [work for work in self._left if work.owner == key.id]
+        room = _LINGERING_PER_KEY
+        if key.concurrency is not None:
+            waited_for = sum(work.owner == key.id and work.callers > 0 for work in self._twins.values())
+            room = min(room, max(0, key.concurrency - waited_for - 1))
+        for work in left[: max(0, len(left) - room)]:
+            await self._end(work)
 
     async def serve(self, request: Request, key: ApiKey, mark: str, answer: Answer, *, twins: bool = False) -> Response:
         """Answer a request.
@@ -115,37 +152,22 @@ class Desk:
         Raises:
             ClientDisconnect: the caller left.
             IdempotencyMismatch: the Idempotency-Key was used for something else.
-            MetalscribeError: whatever ``answer`` raises.
+            MetalscribeError: whatever ``answer`` raises, or what was put off.
         """
         header = request.headers.get("Idempotency-Key")
-        if header is None:
-            work = self._twin((key.id, mark), answer) if twins else _Work(mark, asyncio.create_task(_run(answer)))
-            return await self._wait(request, work)
-        name = (key.id, checked_idempotency_key(header))
-        known: _Work | None
-        async with self._claiming:
-            known = self._running.get(name)
-            stored = await self._answers.get(*name) if known is None else None
-            if known is None and stored is None:
-                known = _Work(mark, asyncio.create_task(self._run_once(name, mark, answer)))
-                self._running[name] = known
-        if stored is not None:
-            _require_same(stored.fingerprint, mark)
-            headers = {**stored.headers, "Idempotent-Replayed": "true"}
-            return Response(stored.body, stored.status, headers, stored.media_type)
-        if known is None:
-            raise RuntimeError("neither running nor answered")
-        _require_same(known.fingerprint, mark)
-        return await self._wait(request, known)
-
-    def _twin(self, name: tuple[str, str], answer: Answer) -> _Work:
-        """The work for an identical request of the same key, begun now if there is none."""
-        work = self._twins.get(name)
+        if header is not None:
+            return await self._serve_once(request, key, checked_idempotency_key(header), mark, answer, lingers=twins)
+        name = (key.id, mark)
+        work = self._twins.get(name) if twins else None
         if work is None:
-            work = _Work(name[1], asyncio.create_task(_run(answer)), lingers=True)
-            self._twins[name] = work
-            work.task.add_done_callback(lambda task: self._twin_done(name, task))
-        return work
+            await self.make_way(request, key)
+            work = self._twins.get(name) if twins else None
+        if work is None:
+            work = _Work(key.id, mark, asyncio.create_task(_run(answer)), lingers=twins)
+            if twins:
+                self._twins[name] = work
+                work.task.add_done_callback(lambda task: self._twin_done(name, task))
+        return await self._wait(request, work)
 
     def _twin_done(self, name: tuple[str, str], task: asyncio.Task[Response]) -> None:
         """Forget work that has ended, unless its answer is there and nobody was there to take it."""
@@ -155,17 +177,27 @@ class Desk:
         if work.callers or task.cancelled() or task.exception() is not None:
             del self._twins[name]
 
-    async def knows(self, request: Request, key: ApiKey) -> bool:
-        """Whether a request repeats, by its ``Idempotency-Key``, one that is under way or was answered.
-
-        Raises:
-            InvalidParameter: the header is malformed.
-        """
-        header = request.headers.get("Idempotency-Key")
-        if header is None:
-            return False
-        name = (key.id, checked_idempotency_key(header))
-        return name in self._running or await self._answers.get(*name) is not None
+    async def _serve_once(
+        self, request: Request, key: ApiKey, header: str, mark: str, answer: Answer, *, lingers: bool
+    ) -> Response:
+        name = (key.id, header)
+        work: _Work | None
+        async with self._claiming:
+            work = self._running.get(name)
+            stored = await self._answers.get(*name) if work is None else None
+            if work is None and stored is None:
+                await self.make_way(request, key)
+                task = asyncio.create_task(self._run_once(name, mark, answer))
+                work = _Work(key.id, mark, task, lingers=lingers)
+                self._running[name] = work
+        if stored is not None:
+            _require_same(stored.fingerprint, mark)
+            headers = {**stored.headers, "Idempotent-Replayed": "true"}
+            return Response(stored.body, stored.status, headers, stored.media_type)
+        if work is None:
+            raise RuntimeError("neither running nor answered")
+        _require_same(work.fingerprint, mark)
+        return await self._wait(request, work)
 
     async def _run_once(self, name: tuple[str, str], mark: str, answer: Answer) -> Response:
         try:
@@ -204,7 +236,8 @@ class Desk:
             _log.info("attached", reason="the same request came again")
             work.leaving.cancel()
             work.leaving = None
-        gone = asyncio.create_task(_disconnected(request))
+            self._left.remove(work)
+        gone = asyncio.create_task(disconnected(request))
         try:
             await asyncio.wait({work.task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.task.done():
@@ -214,53 +247,39 @@ class Desk:
             gone.cancel()
             work.callers -= 1
             if not work.callers:
-                await self._left(work)
+                await self._nobody_waits(work)
 
-    async def _left(self, work: _Work) -> None:
-        """Nobody waits for the work any more."""
-        if work.task.done():
-            self._forget_twin(work)
-        elif work.lingers and self._linger > 0:
-            work.leaving = asyncio.create_task(self._leave(work), name="work whose caller left")
-            await self._make_room(work)
-        else:
-            await self._cancel(work)
+    async def _nobody_waits(self, work: _Work) -> None:
+        if work.task.done() or not work.lingers or self._linger <= 0:
+            await self._end(work)
+            return
+        work.leaving = asyncio.create_task(self._leave(work), name="work whose caller left")
+        self._left.append(work)
+        for old in [one for one in self._left if one.owner == work.owner][:-_LINGERING_PER_KEY]:
+            await self._end(old)
 
     async def _leave(self, work: _Work) -> None:
         """Let the work go on for a while, then end it."""
-        try:
-            await asyncio.sleep(self._linger)
-            while (sent := self._sent.get(self._owner(work))) is not None:
-                await sent.wait()
-                await asyncio.sleep(_GRACE_SECONDS)  # from the last byte to the question whether it is the same again
-        finally:
-            if work.leaving is asyncio.current_task():  # nobody has come back
-                await self._cancel(work)
+        await asyncio.sleep(self._linger)
+        while (sent := self._sent.get(work.owner)) is not None:
+            await sent.wait()
+            await asyncio.sleep(_GRACE_SECONDS)  # from the last byte to the question whether it is the same again
+        await self._end(work)
 
-    async def _make_room(self, work: _Work) -> None:
-        """End the oldest of a key's abandoned work where there is too much of it."""
-        owner = self._owner(work)
-        idle = [one for (key, _), one in self._twins.items() if key == owner and one.leaving is not None]
-        for one in idle[:-_LINGERING_PER_KEY]:
-            await self._cancel(one)
-
-    async def _cancel(self, work: _Work) -> None:
+    async def _end(self, work: _Work) -> None:
+        """Forget work, and cancel it where it still runs."""
         # Who comes back from now on must not attach to what is being torn down.
-        self._forget_twin(work)
-        for name in [name for name, running in self._running.items() if running is work]:
-            del self._running[name]
+        for known in (self._twins, self._running):
+            for name in [name for name, one in known.items() if one is work]:
+                del known[name]
+        if work in self._left:
+            self._left.remove(work)
+        if work.leaving is not None and work.leaving is not asyncio.current_task():
+            work.leaving.cancel()
         if not work.task.done():
             _log.info("cancelled", reason="the caller left")
             work.task.cancel()
             await asyncio.wait({work.task})
-
-    def _forget_twin(self, work: _Work) -> None:
-        for name in [name for name, twin in self._twins.items() if twin is work]:
-            del self._twins[name]
-
-    def _owner(self, work: _Work) -> str:
-        """Id of the key whose work it is; empty where it is not kept for anybody."""
-        return next((key for (key, _), twin in self._twins.items() if twin is work), "")
 
 
 async def _run(answer: Answer) -> Response:
@@ -274,7 +293,7 @@ def _copy(response: Response) -> Response:
     return copy
 
 
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
     """Return when the caller hangs up; the body has been read, so that nothing else can come."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

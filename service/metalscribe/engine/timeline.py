@@ -79,7 +79,8 @@ def whole_words(aligned: Sequence[AlignedWord], language: str, task: Task) -> li
             continue
         last = words[-1]
         tokens = last.tokens + word.tokens
-        probability = (last.probability * last.tokens + word.probability * word.tokens) / max(1, tokens)
+        shares = (last.tokens / tokens, word.tokens / tokens) if tokens else (0.5, 0.5)
+        probability = last.probability * shares[0] + word.probability * shares[1]
         words[-1] = AlignedWord(last.start, max(last.end, word.end), last.text + word.text, probability, tokens)
     return words
 
