@@ -26,6 +26,7 @@ STATE: Final = "/var/lib/metalscribe"
 
 PROJECT: Final = "pyproject.toml"
 SERVE: Final = "service/metalscribe/cli/serve.py"
+SERVER: Final = "service/metalscribe/cli/server.py"
 READY: Final = '            notifier.notify("READY=1")\n'
 MIGRATIONS: Final = "service/metalscribe/store/migrations/versions"
 TABLES: Final = max(path.name[:4] for path in (CHECKOUT / MIGRATIONS).glob("[0-9]*.py"))
@@ -214,13 +215,13 @@ def test_a_release_that_fails_only_in_its_place_is_taken_back(
         outcome = deploy(
             "fails in its place",
             TABLE,
-            (SERVE, "_report(server, app.app, notifier)", "_report(server, app.app, notifier, settings)"),
+            (SERVER, "_report(server, app.app, notifier)", "_report(server, app.app, notifier, settings)"),
             (
-                SERVE,
+                SERVER,
                 "_report(server: uvicorn.Server, app: FastAPI, notifier: Notifier)",
                 "_report(server, app, notifier, settings)",
             ),
-            (SERVE, READY, dies + READY),
+            (SERVER, READY, dies + READY),
         )
     assert outcome.status != 0
     assert f"did not serve and was taken back; {before['current']} serves again" in outcome.printed

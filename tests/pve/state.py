@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, Field
+import msgspec
+
+# Structs and no models of pydantic: each call of pvesh reads all of this in a process of its own.
 
 
-class Device(BaseModel):
+class Device(msgspec.Struct):
     """A PCI device of a node, as ``hardware/pci`` tells it."""
 
     address: str
@@ -22,7 +23,7 @@ class Device(BaseModel):
     iommu_group: int = 1
 
 
-class Storage(BaseModel):
+class Storage(msgspec.Struct):
     """A storage of a node; ``content`` is what may lie there, ``path`` where it is a folder."""
 
     content: set[str]
@@ -30,15 +31,15 @@ class Storage(BaseModel):
     path: str | None = None
 
 
-class Node(BaseModel):
+class Node(msgspec.Struct):
     """A node of the cluster."""
 
-    devices: list[Device] = Field(default_factory=list)
-    storages: dict[str, Storage] = Field(default_factory=dict)
-    bridges: set[str] = Field(default_factory=lambda: {"vmbr0"})
+    devices: list[Device] = []
+    storages: dict[str, Storage] = {}
+    bridges: set[str] = msgspec.field(default_factory=lambda: {"vmbr0"})
 
 
-class Volume(BaseModel):
+class Volume(msgspec.Struct):
     """What lies in a storage: a disk image, or a file that was fetched. ``source`` is the volume that it was copied from."""
 
     content: str
@@ -48,7 +49,7 @@ class Volume(BaseModel):
     source: str | None = None
 
 
-class Mapping(BaseModel):
+class Mapping(msgspec.Struct):
     """A PCI mapping: entries of all nodes, as property strings."""
 
     entries: list[str]
@@ -56,7 +57,7 @@ class Mapping(BaseModel):
     mdev: bool = False
 
 
-class Machine(BaseModel):
+class Machine(msgspec.Struct):
     """A virtual machine. ``config`` is what its file would have."""
 
     node: str
@@ -64,7 +65,7 @@ class Machine(BaseModel):
     running: bool = False
 
 
-class Task(BaseModel):
+class Task(msgspec.Struct):
     """A task, while it runs and after."""
 
     node: str
@@ -74,23 +75,23 @@ class Task(BaseModel):
     started: int
     status: str = "running"
     exitstatus: str | None = None
-    log: list[str] = Field(default_factory=list)
+    log: list[str] = []
 
 
-class Token(BaseModel):
+class Token(msgspec.Struct):
     """An API token."""
 
     secret: str
     privsep: bool = False
 
 
-class User(BaseModel):
+class User(msgspec.Struct):
     """A user with tokens by name."""
 
-    tokens: dict[str, Token] = Field(default_factory=dict)
+    tokens: dict[str, Token] = {}
 
 
-class Grant(BaseModel):
+class Grant(msgspec.Struct):
     """A role that a user has at a path and, with ``propagate``, below it."""
 
     path: str
@@ -99,29 +100,29 @@ class Grant(BaseModel):
     propagate: bool = True
 
 
-class Cluster(BaseModel):
+class Cluster(msgspec.Struct, kw_only=True):
     """All of it. ``faults`` are the tests': a task type, and what its next runs end with."""
 
     version: str = "9.0.3"
     nodes: dict[str, Node]
-    users: dict[str, User] = Field(default_factory=dict)
-    roles: dict[str, set[str]] = Field(default_factory=dict)
-    grants: list[Grant] = Field(default_factory=list)
-    mappings: dict[str, Mapping] = Field(default_factory=dict)
-    machines: dict[int, Machine] = Field(default_factory=dict)
-    volumes: dict[str, dict[str, Volume]] = Field(default_factory=dict)
-    tasks: dict[str, Task] = Field(default_factory=dict)
-    faults: dict[str, list[str]] = Field(default_factory=dict)
+    users: dict[str, User] = {}
+    roles: dict[str, set[str]] = {}
+    grants: list[Grant] = []
+    mappings: dict[str, Mapping] = {}
+    machines: dict[int, Machine] = {}
+    volumes: dict[str, dict[str, Volume]] = {}
+    tasks: dict[str, Task] = {}
+    faults: dict[str, list[str]] = {}
 
     @classmethod
     def load(cls, file: Path) -> Self:
         """From its file."""
-        return cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return msgspec.json.decode(file.read_bytes(), type=cls)
 
     def save(self, file: Path) -> None:
         """To its file, whole or not at all."""
         new = file.with_suffix(".new")
-        new.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1))
         new.replace(file)
 
     def volumes_of(self, node: str, storage: str) -> dict[str, Volume]:

@@ -14,6 +14,7 @@ from threading import Thread
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from fastapi.routing import APIRoute
 
@@ -217,7 +218,7 @@ def test_a_token_of_its_own_privileges_has_both(client: httpx.Client, pve: Serve
 def test_a_nearer_grant_replaces_those_above(client: httpx.Client, pve: Served) -> None:
     cluster = pve.simulator.cluster
     cluster.roles["NoAccess"] = set()
-    cluster.grants.append(cluster.grants[0].model_copy(update={"path": "/mapping/pci/gpu", "role": "NoAccess"}))
+    cluster.grants.append(msgspec.structs.replace(cluster.grants[0], path="/mapping/pci/gpu", role="NoAccess"))
 
     assert client.get("/cluster/mapping/pci/gpu").status_code == 403
     assert client.get("/cluster/mapping/pci").json()["data"] == []
