@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from common import DATA, Eventually, MakeWav
@@ -26,6 +27,9 @@ def pytest_configure() -> None:
     gc.disable()
     # What a shell starts in its background ignores SIGINT, and so would what the tests start, and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Properties are about what comes out, not about how long a busy machine takes for it.
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 def pytest_collection_finish() -> None:

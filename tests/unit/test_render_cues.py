@@ -48,7 +48,7 @@ def test_no_segments_no_cues() -> None:
 
 
 def test_a_short_segment_is_one_line_over_its_words_time() -> None:
-    assert cues(transcript(spoken("Hello, world.", start=1.0))) == [Cue(1000, 1600, ("Hello, world.",))]
+    assert cues(transcript(spoken("Hello, world.", start=1.0, pace=0.5))) == [Cue(1000, 2000, ("Hello, world.",))]
 
 
 def test_a_cue_is_cut_after_a_sentence() -> None:
@@ -108,7 +108,7 @@ def test_a_line_prefers_to_end_with_its_clause() -> None:
 
 
 def test_cues_are_even_where_nothing_asks_for_a_cut() -> None:
-    first, second = lines(spoken(" ".join(["word"] * 20), pace=0.1))
+    first, second = lines(spoken(" ".join(["word"] * 20)))
     assert " ".join(first).count("word") == " ".join(second).count("word") == 10
 
 
@@ -130,7 +130,7 @@ def test_a_word_longer_than_seven_seconds_is_a_cue_of_its_own() -> None:
     segment = Segment(
         0, 0.0, 12.0, " so loooong then", (Word(0, 1, " so", 1), Word(1, 11, " loooong", 1), Word(11, 12, " then", 1))
     )
-    assert spans(segment) == [(0, 1000), (1000, 11000), (11000, 12000)]
+    assert spans(segment) == [(0, 917), (1000, 10917), (11000, 12000)]
 
 
 def test_what_no_space_separates_is_not_torn_apart() -> None:
@@ -290,22 +290,22 @@ def test_arrows_meet_without_arrows() -> None:
 # --- times ------------------------------------------------------------------------------------------------------------
 
 
-def test_overlapping_cues_end_where_the_next_begins() -> None:
-    assert spans(untimed("a", 0, 10), untimed("b", 5, 8), untimed("c", 8, 9)) == [(0, 5000), (5000, 8000), (8000, 9000)]
+def test_overlapping_cues_end_before_the_next_begins() -> None:
+    assert spans(untimed("a", 0, 10), untimed("b", 5, 8), untimed("c", 8, 9)) == [(0, 4917), (5000, 7917), (8000, 9000)]
 
 
-def test_no_length_becomes_a_millisecond() -> None:
-    assert spans(untimed("a", 1, 1), untimed("b", 3, 2)) == [(1000, 1001), (3000, 3001)]
+def test_no_length_becomes_what_a_glance_takes() -> None:
+    assert spans(untimed("a", 1, 1), untimed("b", 3, 2)) == [(1000, 1833), (3000, 3833)]
 
 
 def test_negative_times_start_at_zero() -> None:
-    assert spans(untimed("a", -5, -1), untimed("b", 2, 3)) == [(0, 1), (2000, 3000)]
+    assert spans(untimed("a", -5, -1), untimed("b", 2, 3)) == [(0, 833), (2000, 3000)]
 
 
 def test_cues_that_run_backwards_share_the_time_in_the_order_of_the_text() -> None:
     shown = cues(transcript(untimed("aaaa", 10, 12), untimed("bbbb", 9.5, 11), untimed("c", 14, 15)))
     assert [(cue.start_ms, cue.end_ms, cue.lines[0]) for cue in shown] == [
-        (10000, 11000, "aaaa"),
+        (10000, 10917, "aaaa"),
         (11000, 12000, "bbbb"),
         (14000, 15000, "c"),
     ]
@@ -331,4 +331,89 @@ def test_a_words_impossible_start_does_not_hide_how_long_a_cue_lasts() -> None:
 def test_one_words_impossible_end_does_not_stretch_the_others() -> None:
     words = tuple(Word(i, 1e6 if i == 3 else i + 1, f" w{i}", 1) for i in range(14))
     shown = spans(Segment(0, 0.0, 14.0, "".join(w.text for w in words), words))
-    assert shown == [(0, 7000), (7000, 14000)]
+    assert shown == [(0, 6917), (7000, 14000)]
+
+
+# --- time to read -----------------------------------------------------------------------------------------------------
+
+SENTENCE = "This was said so fast that nobody could read it."  # 48 columns: 2.824 seconds
+
+
+def said(text: str, start: float, end: float, speaker: str | None = None) -> Segment:
+    """A segment whose words share its time evenly."""
+    words = text.split()
+    pace = (end - start) / len(words)
+    timed = tuple(Word(start + i * pace, start + (i + 1) * pace, f" {word}", 0.9) for i, word in enumerate(words))
+    return Segment(0, start, end, f" {text}", timed, speaker=speaker)
+
+
+def shown(*segments: Segment) -> list[tuple[int, int, str]]:
+    return [(cue.start_ms, cue.end_ms, " ".join(cue.lines)) for cue in cues(transcript(*segments))]
+
+
+def test_what_is_spoken_fast_stays_until_it_can_be_read() -> None:
+    assert shown(said(SENTENCE, 1, 2), said("Then a long while later.", 8, 10)) == [
+        (1000, 3824, SENTENCE),
+        (8000, 10000, "Then a long while later."),
+    ]
+
+
+def test_but_not_beyond_the_next_cue() -> None:
+    assert spans(said(SENTENCE, 1, 2), said("And on it went from there.", 2.5, 5))[0] == (1000, 2500)
+
+
+def test_nor_beyond_the_recording() -> None:
+    assert spans(said(SENTENCE, 58.5, 59.5)) == [(58500, 60000)]
+    unknown = Transcript(SENTENCE, "en", 1.0, 0.0, (said(SENTENCE, 1, 2),), "demo")
+    assert [(cue.start_ms, cue.end_ms) for cue in cues(unknown)] == [(1000, 2000)]
+
+
+def test_wide_characters_take_twice_as_long_to_read() -> None:
+    assert spans(Segment(0, 1.0, 1.5, "字" * 17)) == [(1000, 3000)]
+
+
+def test_a_word_stays_five_sixths_of_a_second() -> None:
+    assert spans(said("No.", 1, 1.2), said("Never.", 5, 5.3, "B")) == [(1000, 1833), (5000, 5833)]
+
+
+def test_a_small_gap_is_closed_to_two_frames_and_a_larger_one_stays() -> None:
+    slow = "Once upon a time"
+    assert spans(said(slow, 0, 2), said(slow, 2.3, 4), said(slow, 4.501, 6)) == [(0, 2217), (2300, 4000), (4501, 6000)]
+
+
+def test_two_frames_stay_clear_between_two_cues_that_leave_time_to_read() -> None:
+    assert spans(said("Once upon a time", 0, 2), said("there was a king.", 2, 4)) == [(0, 1917), (2000, 4000)]
+
+
+def test_segments_that_would_flicker_share_a_cue() -> None:
+    assert shown(said("Yes.", 1, 1.2), said("I have seen them both.", 1.3, 3)) == [
+        (1000, 3000, "Yes. I have seen them both.")
+    ]
+    assert shown(said("I have seen them both.", 1, 3), said("Yes.", 3.2, 3.4), said("Who?", 3.5, 4.5, "B")) == [
+        (1000, 3417, "I have seen them both. Yes."),
+        (3500, 4500, "Who?"),
+    ]
+    assert shown(said("Oh.", 1, 1.1), said("Oh.", 1.2, 1.3), said("Hello.", 1.4, 2.4)) == [
+        (1000, 2400, "Oh. Oh. Hello.")
+    ]
+
+
+def test_a_shared_cue_is_cut_again_where_it_is_too_full() -> None:
+    long = "We met the year before last in the winter, and after that nothing was heard of them again."
+    parts = shown(said("Yes.", 1, 1.2), said(long, 1.2, 7))
+    assert " ".join(text for _, _, text in parts) == f"Yes. {long}"
+    assert all(end - start >= 833 for start, end, _ in parts)
+
+
+@pytest.mark.parametrize(
+    "following",
+    [said("I have seen them.", 1.2, 3, "B"), said("I have seen them.", 1.8, 3), untimed("I have seen them.", 1.2, 3)],
+)
+def test_only_what_one_speaker_says_at_once_shares_a_cue(following: Segment) -> None:
+    assert [text for _, _, text in shown(said("Yes.", 1, 1.2), following)] == ["Yes.", "I have seen them."]
+
+
+def test_scripts_without_spaces_share_a_cue_without_one() -> None:
+    first, second = lettered("是。", pace=0.1), lettered("我们都看见了。", pace=0.3)
+    moved = tuple(Word(word.start + 0.3, word.end + 0.3, word.text, 1) for word in second.words)
+    assert lines(first, Segment(1, 0.3, 2.4, second.text, moved)) == [("是。我们都看见了。",)]

@@ -24,7 +24,7 @@ MEETING = Transcript(
 
 def test_srt() -> None:
     assert to_srt(MEETING) == (
-        "1\n00:00:00,000 --> 00:00:01,000\n[SPEAKER_00] Hello & welcome.\n"
+        "1\n00:00:00,000 --> 00:00:01,417\n[SPEAKER_00] Hello & welcome.\n"
         "\n2\n00:00:01,500 --> 00:00:04,000\n<b>R&D</b> -> now.\n"
     )
 
@@ -32,7 +32,7 @@ def test_srt() -> None:
 def test_vtt() -> None:
     assert to_vtt(MEETING) == (
         "WEBVTT\n"
-        "\n00:00:00.000 --> 00:00:01.000\n<v SPEAKER_00>Hello &amp; welcome.\n"
+        "\n00:00:00.000 --> 00:00:01.417\n<v SPEAKER_00>Hello &amp; welcome.\n"
         "\n00:00:01.500 --> 00:00:04.000\n&lt;b>R&amp;D&lt;/b> -> now.\n"
     )
 

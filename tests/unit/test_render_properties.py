@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metalscribe.render import Cue, cues, to_json, to_srt, to_text, to_tsv, to_vtt
+from metalscribe.render.times import milliseconds
 from metalscribe.transcript import Segment, Transcript, Word
 
 NASTY = [
@@ -85,6 +86,28 @@ def transcripts(segments: st.SearchStrategy[Segment], max_size: int = 6) -> st.S
             model=st.just("demo"),
         )
     )
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Transcript:
+    """One segment after another in sound times, by up to two speakers, some fast, some of a single word."""
+    clock = draw(st.integers(0, 10**6))
+    segments: list[Segment] = []
+    for number in range(draw(st.integers(1, 8))):
+        letter = draw(st.sampled_from(["a", "a", "日"]))
+        lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=draw(st.sampled_from([1, 3, 30]))))
+        pace = draw(st.sampled_from([10, 40, 60, 150]))  # milliseconds a letter: from a babble to a drawl
+        words = []
+        for length in lengths:
+            text = letter * length if letter == "日" else " " + letter * length
+            words.append(Word(clock / 1000, (clock + pace * length) / 1000, text, 1.0))
+            clock += pace * length + draw(st.sampled_from([0, 0, 0, 60, 400]))
+        text = "".join(word.text for word in words)
+        speaker = draw(st.sampled_from([None, None, "A"]))
+        segments.append(Segment(number, words[0].start, words[-1].end, text, tuple(words), speaker=speaker))
+        clock += draw(st.sampled_from([0, 0, 50, 300, 800, 10_000]))
+    duration = max(segments[-1].end, clock / 1000)
+    return Transcript("".join(s.text for s in segments).strip(), "en", 1.0, duration, tuple(segments), "demo")
 
 
 chaotic = transcripts(chaotic_segments())
@@ -162,20 +185,68 @@ def test_cues_keep_to_two_lines_of_42_columns_and_seven_seconds(transcript: Tran
     assert words == []
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 900), st.sampled_from([0, 300])), min_size=1, max_size=60), st.integers(0, 10**7)
-)
-def test_sound_times_are_kept_to_the_millisecond(steps: list[tuple[int, int]], clock: int) -> None:
-    words = []
-    for length, pause in steps:
-        words.append(Word(clock / 1000, (clock + length) / 1000, " word", 1.0))
-        clock += length + pause
-    segment = Segment(0, words[0].start, words[-1].end, " word" * len(words), tuple(words))
-    shown = cues(Transcript("", "en", 1.0, 1.0, (segment,), "demo"))
-    starts = {round(word.start * 1000) for word in words}
-    ends = {round(word.end * 1000) for word in words}
-    assert all(cue.start_ms in starts and cue.end_ms in ends for cue in shown)
-    assert (shown[0].start_ms, shown[-1].end_ms) == (round(words[0].start * 1000), round(words[-1].end * 1000))
+@given(conversations())
+def test_speech_is_shown_from_its_first_word_to_its_last(transcript: Transcript) -> None:
+    """To the millisecond where it begins; up to two frames may be missing where it ends."""
+    words = [word for segment in transcript.segments for word in segment.words]
+    texts = [word.text for word in words]
+    for cue in cues(transcript):
+        count = word_count(cue, texts)
+        said, words = words[:count], words[count:]
+        assert cue.start_ms == round(said[0].start * 1000)
+        assert cue.end_ms >= round(said[-1].end * 1000) - 83
+    assert words == []
+
+
+# --- time to read -----------------------------------------------------------------------------------------------------
+
+
+def reading_time(cue: Cue) -> int:
+    """Milliseconds for 17 columns a second, five sixths of a second at least."""
+    return max(833, -(-1000 * width(" ".join(cue.lines)) // 17))
+
+
+def with_following(transcript: Transcript) -> list[tuple[Cue, Cue | None]]:
+    shown = cues(transcript)
+    return [(cue, shown[number + 1] if number + 1 < len(shown) else None) for number, cue in enumerate(shown)]
+
+
+@given(st.one_of(conversations(), chaotic))
+def test_no_cue_is_harder_to_read_than_it_must_be(transcript: Transcript) -> None:
+    """What is shown too shortly is followed at once by the next cue, by the recording's end, or stays seven seconds."""
+    for cue, following in with_following(transcript):
+        if cue.end_ms - cue.start_ms < min(7000, reading_time(cue)):
+            assert (following is not None and following.start_ms == cue.end_ms) or cue.end_ms >= milliseconds(
+                transcript.duration
+            )
+
+
+@given(conversations())
+def test_gaps_are_closed_to_two_frames_or_large_enough_to_be_seen(transcript: Transcript) -> None:
+    for cue, following in with_following(transcript):
+        gap = following.start_ms - cue.end_ms if following else 83
+        lasts = cue.end_ms - cue.start_ms
+        if gap < 83:
+            assert lasts <= min(7000, reading_time(cue)), "closer than two frames, and not for the reader's sake"
+        elif gap > 83:
+            assert gap > 500 or lasts >= 7000
+
+
+@given(conversations())
+def test_no_cue_outlasts_the_recording(transcript: Transcript) -> None:
+    assert cues(transcript)[-1].end_ms <= milliseconds(transcript.duration)
+
+
+@given(conversations())
+def test_no_cue_is_drawn_out_beyond_what_is_said_and_what_it_takes_to_read(transcript: Transcript) -> None:
+    texts = [word.text for segment in transcript.segments for word in segment.words]
+    ends = [word.end for segment in transcript.segments for word in segment.words]
+    for cue, following in with_following(transcript):
+        count = word_count(cue, texts)
+        said = round(ends[count - 1] * 1000)
+        ends = ends[count:]
+        if following is None or following.start_ms - cue.end_ms > 500:
+            assert cue.end_ms <= max(said, cue.start_ms + reading_time(cue))
 
 
 # --- other people's readers -------------------------------------------------------------------------------------------

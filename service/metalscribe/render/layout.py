@@ -1,6 +1,6 @@
-"""Laying out a segment's text: pieces that must stay whole, pieces to cues, a cue to lines.
+"""Laying out text: pieces that must stay whole, pieces to cues, a cue to lines.
 
-Where the words' times are known, a segment is cut into as few, as even cues as its text allows, by dynamic programming
+Where the words' times are known, text is cut into as few, as even, as readable cues as it allows, by dynamic programming
 over the places where it may be cut (the idea of Knuth and Plass, "Breaking Paragraphs into Lines", 1981, with a cost per
 cue instead of one per line).
 """
@@ -21,12 +21,12 @@ from metalscribe.render.lettering import (
     squashed,
     without_arrows,
 )
+from metalscribe.render.reading import CUE_MS, reading_ms
 from metalscribe.render.times import milliseconds
 from metalscribe.transcript import Segment
 
 LINE_COLUMNS = 42
 CUE_LINES = 2
-CUE_MS = 7000
 
 # What a cut costs by where it falls, in columns of imbalance between two lines that it is worth: a sentence's end is
 # free, a clause's end better than any pause, a long pause better than a short one, the middle of a phrase worst.
@@ -37,6 +37,8 @@ _SHORT_PAUSE_MS = 250
 _LONG_PAUSE_MS = 1000
 # Empty room costs by its square, which keeps cues few and even: leaving a cue empty would cost this.
 _EMPTY_CUE = 8.0
+# For each second that a cue is shown too shortly to be read.
+_HASTE = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,26 @@ def untimed_pieces(text: str) -> list[Piece]:
     return pieces
 
 
+def joined(pieces: list[Piece], following: list[Piece]) -> list[Piece]:
+    """The pieces of one text and then those of another, with a space between them in scripts that have spaces."""
+    first = following[0]
+    spaced = not may_break(pieces[-1].text[-1], first.text[0], between_words=True)
+    return [*pieces, replace(first, spaced=spaced), *following[1:]]
+
+
 class Layout:
-    """A segment's pieces set in lines and cues.
+    """Pieces set in lines and cues.
 
     Args:
         pieces: at least one.
         indent: columns that a speaker's name takes from the first line of each cue.
+        until_ms: how long the last piece may be shown; None where nothing follows soon.
     """
 
-    def __init__(self, pieces: list[Piece], indent: int = 0) -> None:
+    def __init__(self, pieces: list[Piece], indent: int = 0, until_ms: int | None = None) -> None:
         self._pieces = pieces
         self._indent = indent
+        self._until_ms = until_ms
         # Columns where each piece starts and ends if all of them stood on one line.
         self._lefts: list[int] = []
         self._rights: list[int] = []
@@ -181,9 +192,17 @@ class Layout:
         )
 
     def _cue_cost(self, first: int, last: int) -> float:
-        filled = min(1.0, (self._rights[last] - self._lefts[first]) / (CUE_LINES * LINE_COLUMNS))
+        width = self._rights[last] - self._lefts[first]
+        filled = min(1.0, width / (CUE_LINES * LINE_COLUMNS))
         cut = 0.0 if last + 1 == len(self._pieces) else self._cut_cost(last)
-        return _EMPTY_CUE * (1.0 - filled) ** 2 + cut
+        return _EMPTY_CUE * (1.0 - filled) ** 2 + cut + _HASTE * self._lacking_seconds(first, last, width)
+
+    def _lacking_seconds(self, first: int, last: int, width: int) -> float:
+        """How much longer one would read the cue than it can be shown."""
+        until_ms = self._pieces[last + 1].start_ms if last + 1 < len(self._pieces) else self._until_ms
+        if until_ms is None:
+            return 0.0
+        return max(0, reading_ms(width) - (until_ms - self._pieces[first].start_ms)) / 1000
 
     def _cut_cost(self, last: int) -> float:
         piece = self._pieces[last]
