@@ -51,7 +51,7 @@ lint: .venv/.dev  ## check style, types, the floors' imports, the playbooks
 
 lab: .venv/.dev  ## deploy to real systemd hosts, in containers of this machine, and break things; needs root on Debian or Ubuntu
 	tests/lab/prepare
-	$(RUN)/python -m pytest tests/lab
+	$(RUN)/python -m pytest -n 2 --dist loadfile tests/lab
 
 terraform: .venv/.dev  ## check the Terraform module, and apply it to a simulated Proxmox cluster with the real provider; needs Go
 	tests/terraform/prepare

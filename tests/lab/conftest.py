@@ -15,7 +15,7 @@ from lab.deployed import Deployed, Recording
 from lab.https import Client
 from lab.lab import Lab, Snapshot
 from lab.network import OUTSIDE, Namespace
-from lab.session import lab_of
+from lab.session import exit_unless_prepared, lab_of
 
 HERE = Path(__file__).parent
 TIMEOUT = 1500  # seconds for one test and the fixtures that it is the first to need: the image, the first deploy
@@ -25,6 +25,11 @@ class MakeContainer(Protocol):
     """Start a host, fresh or from a snapshot of it; it is removed after the module."""
 
     def __call__(self, name: str, snapshot: Snapshot | None = None) -> Container: ...
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("numprocesses", None):  # what a worker has to say at its end is not shown
+        exit_unless_prepared(HERE / "prepare", "make lab")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,7 +50,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """The lab."""
+    """The lab; where several processes share the tests, each has one of its own."""
     with lab_of(HERE / "prepare", "make lab") as lab:
         yield lab
 
