@@ -7,11 +7,15 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import msgspec
+
 from metalscribe.engine.checkpoint import kept, recalled
 from metalscribe.engine.chunker import CHUNK_SAMPLES, STAGE
 from metalscribe.engine.context import AdaptiveContext, longest_chunk
 from metalscribe.engine.dispatch import Dispatcher, Outcome
+from metalscribe.engine.language import OPENING_CHUNKS, OPENING_SECONDS, LanguageFinder
 from metalscribe.engine.messages import DecodeOptions, RowDone, Search
+from metalscribe.engine.phrases import words_of
 from metalscribe.engine.scheduler import Ticket
 from metalscribe.engine.settle import Settled, Settler
 from metalscribe.engine.timeline import Timeline, place_words, segments_of
@@ -65,14 +69,26 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Feed:
-    """What the decoder has delivered so far."""
+    """What the decoder has delivered so far.
+
+    Attributes:
+        opening: the first chunks, by which the language is found.
+    """
 
     duration: float | None = None
     decoded: float = 0.0
     available: int = 0  # end of the ring's axis as written
+    opening: list[Chunk] = field(default_factory=list)
     ended: bool = False
     error: BaseException | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the opening is complete; what comes when is the same in every run."""
+        if self.ended or len(self.opening) == OPENING_CHUNKS:
+            return True
+        return bool(self.opening) and self.decoded > self.opening[0].pieces[0].source / SAMPLE_RATE + OPENING_SECONDS
 
 
 class Pipeline:
@@ -112,6 +128,7 @@ class Pipeline:
             search=Search(beam_size, timestamps=request.mode is Mode.ACCURATE),
             adaptive=adaptive,
             on_outcome=self._tally.count,
+            find_language=self._find_language,
         )
         if language is not None:
             self._settled_language.set_result((language, 1.0))
@@ -233,6 +250,7 @@ class Pipeline:
                     # The first chunk tells the language; asking each chunk would let short ones guess differently.
                     language = (await asyncio.shield(self._settled_language))[0]
                 settled = await self._settler.settle(chunk.start, chunk.length, language, voiced=chunk.voiced)
+                settled = [self._with_language(part) for part in settled]
         except BaseException as error:
             if first and not self._settled_language.done():
                 self._settled_language.set_exception(error)
@@ -270,7 +288,10 @@ class Pipeline:
                 language = self._settled_language.result()[0] if self._settled_language.done() else None
                 number = self._tally.chunks
                 known = self._recalled(number, seek, length)
-                settled = known[0] if known else await self._settler.once(seek, length, language, previous)
+                if known:
+                    (settled,) = known
+                else:
+                    settled = self._with_language(await self._settler.once(seek, length, language, previous))
                 self._tally.chunks += 1
                 if not known and self._request.checkpoints is not None:
                     yield ChunkDone(number, kept(seek, length, [settled]))
@@ -311,27 +332,35 @@ class Pipeline:
 
     def _stitch_window(self, seek: int, result: RowDone) -> list[Segment]:
         offset = seek / SAMPLE_RATE
-        words = list(place_words(result.words, offset, self._timeline))
+        words = place_words(result.words, offset, self._timeline)
         stitched: list[Segment] = []
-        for phrase in result.phrases:
+        for phrase, (first, last) in zip(result.phrases, words_of(result.phrases, result.words), strict=True):
+            if words and first == last:
+                continue  # all of it is the end of the word before
             span = self._timeline.wide_span(offset + phrase.start, offset + phrase.end)
-            count = _words_of(phrase.text, words)
-            within, words = words[:count], words[count:]
-            part = RowDone(
-                row=result.row,
-                text=phrase.text,
-                tokens=phrase.tokens,
-                language=result.language,
-                language_probability=result.language_probability,
-                avg_logprob=result.avg_logprob,
-                no_speech_prob=result.no_speech_prob,
-                compression_ratio=result.compression_ratio,
-                words=[],
-            )
-            stitched += self._accept(part, within, span)
+            part = msgspec.structs.replace(result, text=phrase.text, tokens=phrase.tokens)
+            stitched += self._accept(part, words[first:last], span)
         return stitched
 
     # --- both ---
+
+    async def _find_language(self, first: RowDone) -> str:
+        """The language of the recording, by the first decoding and by what the opening has to say."""
+        feed = self._feed
+        async with feed.changed:
+            await feed.changed.wait_for(lambda: feed.opened)
+        settler = self._settler
+        finder = LanguageFinder(
+            self._dispatcher, settler.source, self._ticket, Search(settler.search.beam_size), settler.adaptive
+        )
+        found = await finder.find(first, feed.opening)
+        self._settled_language.set_result(found)
+        return found[0]
+
+    def _with_language(self, settled: Settled) -> Settled:
+        """A result with the probability of the recording's language, not that of its own, which was told it."""
+        _, probability = self._settled_language.result()
+        return replace(settled, result=msgspec.structs.replace(settled.result, language_probability=probability))
 
     async def _read(
         self, session: DecodeSession, on_chunk: Callable[[Chunk], None], on_end: Callable[[], None]
@@ -349,6 +378,8 @@ class Pipeline:
                         self._timeline.append(message.start, message.pieces)
                         self._tally.speech += message.length / SAMPLE_RATE
                         feed.available = message.start + message.length
+                        if not feed.opened:
+                            feed.opening.append(message)
                         on_chunk(message)
                     case Ended(samples=samples):
                         feed.duration = samples / SAMPLE_RATE
@@ -376,19 +407,8 @@ class Pipeline:
             kept.append(replace(segment, start=start, end=end, words=within))
             floor = end
         self._segments += kept
-        if result.text.strip():
-            self._text.append(result.text)
+        self._text += [segment.text for segment in kept]
         return kept
-
-
-def _words_of(text: str, words: list[Word]) -> int:
-    """How many of the words make up ``text``."""
-    length = count = 0
-    wanted = len("".join(text.split()))
-    while count < len(words) and length < wanted:
-        length += len("".join(words[count].text.split()))
-        count += 1
-    return count
 
 
 async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
