@@ -7,7 +7,6 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,7 @@ from metalscribe.transcript import (
     Transcript,
     TranscriptionRequest,
 )
+from transcripts import check
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -103,23 +103,6 @@ def worker_of(engine: LocalEngine) -> psutil.Process | None:
 
 def words_in(text: str) -> list[str]:
     return "".join(letter for letter in text.lower() if letter.isalpha() or letter == " ").split()
-
-
-def check(transcript: Transcript, *, words: bool) -> None:
-    """What holds for every transcript: order, bounds, and texts that agree with each other."""
-    assert [segment.index for segment in transcript.segments] == list(range(len(transcript.segments)))
-    assert all(0 <= segment.start <= segment.end <= transcript.duration + 0.01 for segment in transcript.segments)
-    assert all(before.end <= after.start for before, after in pairwise(transcript.segments))
-    assert "".join(segment.text for segment in transcript.segments).split() == transcript.text.split()
-    for segment in transcript.segments:
-        assert bool(segment.words) is words
-        if words:
-            assert "".join(word.text for word in segment.words) == segment.text
-            assert all(word.start <= word.end for word in segment.words)
-            assert all(before.end <= after.start for before, after in pairwise(segment.words))
-            assert segment.start <= segment.words[0].start
-            assert segment.words[-1].end <= segment.end
-            assert all(0 <= word.probability <= 1 for word in segment.words)
 
 
 # --- what is transcribed ----------------------------------------------------------------------------------------------

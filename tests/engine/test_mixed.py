@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from engines import base_path, serving
 
-from metalscribe.engine.lifecycle import ModelProcessOptions
-from metalscribe.engine.local import EngineOptions, LocalEngine
-from metalscribe.engine.margins import adaptive_context
-from metalscribe.engine.weights import describe
+from metalscribe.engine.local import LocalEngine
 from metalscribe.transcript import Done, Task, Transcript, TranscriptionRequest
-from models import ModelNotInstalled, base_model
 
 pytestmark = [
     pytest.mark.model,
@@ -26,16 +23,8 @@ pytestmark = [
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def engine() -> AsyncIterator[LocalEngine]:
-    try:
-        path = base_model()
-    except ModelNotInstalled as error:
-        pytest.skip(str(error))
-    process = ModelProcessOptions(path=path, name="base", device="cpu", idle_timeout_secs=0)
-    options = EngineOptions(model=process, adaptive=adaptive_context("auto", "base", path), max_queue=100)
-    made = LocalEngine(describe(path, name="base"), options)
-    await made.start()
-    yield made
-    await made.close()
+    async with serving(base_path(), "base") as made:
+        yield made
 
 
 async def transcribe(engine: LocalEngine, request: TranscriptionRequest) -> Transcript:

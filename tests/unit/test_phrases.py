@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,8 @@ from faster_whisper import WhisperModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metalscribe.engine.phrases import SECONDS_PER_STAMP, split_by_stamps
+from metalscribe.engine.messages import AlignedWord, Phrase
+from metalscribe.engine.phrases import SECONDS_PER_STAMP, split_by_stamps, words_of
 
 FIRST = 50_363
 LENGTH = 30.0
@@ -91,3 +93,42 @@ def test_no_stamps_and_no_tokens() -> None:
     assert split_by_stamps([1, 2, 3], FIRST, 12.5) == ([(0.0, 12.5, [1, 2, 3])], 12.5)
     assert split_by_stamps([], FIRST, 12.5) == ([], 12.5)
     assert split_by_stamps([FIRST], FIRST, 12.5) == ([], 12.5)
+
+
+# --- words of phrases -------------------------------------------------------------------------------------------------
+
+
+def phrase(*tokens: int) -> Phrase:
+    return Phrase(0.0, 1.0, "", list(tokens))
+
+
+def words(*tokens: int) -> list[AlignedWord]:
+    """Words of so many tokens each."""
+    return [AlignedWord(0.0, 1.0, " word", 1.0, count) for count in tokens]
+
+
+def test_words_are_handed_out_by_their_tokens() -> None:
+    assert words_of([phrase(1, 2, 3), phrase(4, 5)], words(1, 2, 1, 1)) == [(0, 2), (2, 4)]
+
+
+def test_a_word_across_two_phrases_is_the_firsts() -> None:
+    assert words_of([phrase(1, 2), phrase(3, 4)], words(1, 2, 1)) == [(0, 2), (2, 3)]
+    assert words_of([phrase(1, 2), phrase(3), phrase(4)], words(1, 2, 1)) == [(0, 2), (2, 2), (2, 3)]
+
+
+def test_words_behind_the_last_complete_phrase_are_left() -> None:
+    assert words_of([phrase(1, 2)], words(1, 1, 1, 1)) == [(0, 2)]
+
+
+def test_no_words() -> None:
+    assert words_of([phrase(1), phrase(2)], []) == [(0, 0), (0, 0)]
+
+
+@given(st.lists(st.integers(1, 5)), st.lists(st.integers(1, 5), min_size=1))
+def test_every_word_has_one_phrase_at_most(counts: list[int], lengths: list[int]) -> None:
+    spans = words_of([phrase(*range(length)) for length in lengths], words(*counts))
+    assert len(spans) == len(lengths)
+    assert spans[0][0] == 0
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
+    begun = [word for word in range(len(counts)) if sum(counts[:word]) < sum(lengths)]
+    assert spans[-1][1] == len(begun)

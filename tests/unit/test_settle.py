@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -40,7 +40,15 @@ def result(**changes: object) -> RowDone:
     return msgspec.structs.replace(GOOD, **changes)
 
 
-def settler(answer: Answer, adaptive: AdaptiveContext | None = SHORT) -> tuple[Settler, Scripted]:
+async def as_decoded(result: RowDone) -> str:
+    return result.language
+
+
+def settler(
+    answer: Answer,
+    adaptive: AdaptiveContext | None = SHORT,
+    find_language: Callable[[RowDone], Awaitable[str]] = as_decoded,
+) -> tuple[Settler, Scripted]:
     scripted = Scripted(answer)
     counted: list[Outcome] = []
     made = Settler(
@@ -51,6 +59,7 @@ def settler(answer: Answer, adaptive: AdaptiveContext | None = SHORT) -> tuple[S
         search=Search(),
         adaptive=adaptive,
         on_outcome=counted.append,
+        find_language=find_language,
     )
     return made, scripted
 
@@ -73,6 +82,24 @@ async def test_a_loop_in_a_short_context_is_tried_with_the_whole_window() -> Non
         (3000, 0.0, "en"),  # the language is settled
     ]
     assert [decision.verdict for decision in made.decisions] == ["loop", "plausible"]
+
+
+async def test_a_row_whose_language_turns_out_to_be_another_is_decoded_in_that() -> None:
+    italian, spanish = result(language="it", avg_logprob=-2.0), result(language="es")
+    told: list[RowDone] = []
+
+    async def find_language(first: RowDone) -> str:
+        told.append(first)
+        return "es"
+
+    made, scripted = settler(lambda asked: spanish if asked["language"] == "es" else italian, None, find_language)
+    (settled,) = await made.settle(0, 3 * SECOND, None, voiced=1.0)
+    assert settled.result == spanish
+    assert told == [italian]
+    assert [one["language"] for one in scripted.asked] == [None, "es"]
+
+    (settled,) = await made.settle(0, 3 * SECOND, "es", voiced=1.0)
+    assert told == [italian], "asked although it is known"
 
 
 async def test_then_it_is_sampled_ever_more_boldly_and_the_least_bad_is_taken() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalscribe.engine.messages import AlignedWord, RowDone
-from metalscribe.engine.timeline import Timeline, place_words, segments_of, sentences, whole_words
+from metalscribe.engine.timeline import Timeline, lasting, place_words, segments_of, sentences, whole_words
 from metalscribe.media.messages import Piece
 from metalscribe.media.pcm import SAMPLE_RATE
 from metalscribe.transcript import Task, Word
@@ -103,6 +103,46 @@ def test_a_word_that_swallowed_a_pause_gives_it_back() -> None:
     )
     assert (first.start, first.end) == (7.0, 9.0)
     assert (second.start, second.end) == (9.0, 11.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_every_word_lasts_and_stays_in_order_between_the_ends(data: st.DataObject) -> None:
+    aligned = data.draw(aligned_words(20.0))
+    words = lasting(aligned)
+    assert [word.text for word in words] == [word.text for word in aligned]
+    assert all(before.end <= after.start + TOLERANCE for before, after in itertools.pairwise(words))
+    assert words[0].start == aligned[0].start
+    if aligned[-1].end > aligned[0].start:  # there is time for them
+        assert all(word.start < word.end for word in words)
+        assert words[-1].end <= max(aligned[-1].end, aligned[-1].start + 1e-9)
+    for word, before in zip(words, aligned, strict=True):
+        if before.end - before.start > 2.0:
+            assert word.end > before.start
+            assert word.start < before.end, "a word is somewhere else now"
+
+
+def lasted(*texts_and_times: tuple[str, float, float]) -> list[tuple[float, float]]:
+    words = lasting([AlignedWord(start, end, text, 1.0) for text, start, end in texts_and_times])
+    return [(round(word.start, 6), round(word.end, 6)) for word in words]
+
+
+def test_a_hurried_word_shares_the_next_ones_time() -> None:
+    assert lasted((" so,", 0.0, 1.0), (" my", 1.4, 1.4), (" fellow", 1.4, 1.8)) == [(0, 1), (1.4, 1.5), (1.5, 1.8)]
+
+
+def test_it_gets_back_what_a_comma_has_taken() -> None:
+    assert lasted((" center,", 2.0, 2.0), (" back", 3.0, 3.2)) == [(2, 2.42), (3, 3.2)]
+    assert lasted((" center,", 2.0, 2.0), (" back", 2.1, 3.2)) == [(2, 2.1), (2.1, 3.2)]
+
+
+def test_at_the_end_it_shares_the_last_ones_time() -> None:
+    assert lasted((" Why", 1.0, 1.6), (" am", 1.6, 1.6), (" I", 1.6, 1.6)) == [(1, 1.3), (1.3, 1.5), (1.5, 1.6)]
+
+
+def test_where_nothing_lasts_nothing_can_be_shared() -> None:
+    assert lasted((" a", 1.0, 1.0), (" b", 1.0, 1.0)) == [(1, 1), (1, 1)]
+    assert lasting([]) == []
 
 
 # --- sentences --------------------------------------------------------------------------------------------------------

@@ -66,8 +66,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         language: code, None to detect it.
-        max_tokens: after so many the row is given up as a loop.
         align_below: a text of fewer tokens is aligned with its sound even where nobody asked for the words.
+        max_tokens: after so many the row is given up as a loop; 0 asks for its language alone.
     """
 
     row: int
@@ -164,6 +164,7 @@ class RowDone(msgspec.Struct, frozen=True, tag="row"):
         avg_logprob: mean log-probability of the tokens.
         compression_ratio: bytes of the text over bytes of its zlib compression.
         words: empty unless asked for, or aligned because there were so few tokens.
+        languages: what the model took the row for, likeliest first, with probabilities; empty where it was told.
     """
 
     row: int
@@ -179,6 +180,7 @@ class RowDone(msgspec.Struct, frozen=True, tag="row"):
     context: list[int] = []
     advance: float = 0.0
     truncated: bool = False
+    languages: list[tuple[str, float]] = []
 
 
 class BatchDone(msgspec.Struct, frozen=True, tag="batch_done"):

@@ -44,6 +44,12 @@ _APPENDED: Final = "\"'.。,，!！?？:：”)]}、"
 _SILENCE_BELOW_LOUDEST: Final = 2.0
 _LEAST_FEATURE: Final = -1.5
 
+_LANGUAGES: Final = 5
+"""So many of a clip's likeliest languages are told."""
+
+_TOKENS_PER_LETTER: Final = 4
+"""At most: one for each byte that it has in UTF-8."""
+
 _Samples = NDArray[np.float32]
 _Features = NDArray[np.float32]
 
@@ -89,7 +95,7 @@ class Clip:
         features: float32[n_mels, frames] from :meth:`SpeechModel.features`.
         seconds: length of the samples.
         language: code, None to detect it.
-        max_tokens: after so many the text is cut off.
+        max_tokens: after so many the text is cut off; 0 asks for the language alone.
         align_below: a text of fewer tokens gets its words even where they were not asked for.
     """
 
@@ -182,14 +188,23 @@ class SpeechModel:
         encoded = self._timed(self._encode, clips, context)
         if not any(wanted(clip.row) for clip in clips):
             return
-        languages = self._languages(encoded, clips)
+        rankings = self._languages(encoded, clips)
+        asked = [row for row, clip in enumerate(clips) if clip.max_tokens == 0]
+        if asked:
+            silences = self._timed(self._no_speech_probs, self._some_rows(encoded, asked))
+            for row, no_speech_prob in zip(asked, silences, strict=True):
+                yield _language_alone(clips[row], rankings[row], no_speech_prob)
+            rest = [row for row in range(len(clips)) if row not in asked]
+            if not rest:
+                return
+            clips, rankings = [clips[row] for row in rest], [rankings[row] for row in rest]
+            encoded = self._some_rows(encoded, rest)
+        languages = [ranking[0] for ranking in rankings]
         results = self._timed(self._generate, encoded, clips, languages, search)
-        tokens = [[token for token in result.sequences_ids[0] if token < self._eot] for result in results]
+        tokens = [self._text_tokens(result.sequences_ids[0]) for result in results]
         words = self._timed(self._align, encoded, clips, languages, tokens)
-        for clip, language, result, text_tokens, row_words in zip(
-            clips, languages, results, tokens, words, strict=True
-        ):
-            yield self._row(clip, language, result, text_tokens, row_words, search)
+        for clip, ranking, result, text_tokens, row_words in zip(clips, rankings, results, tokens, words, strict=True):
+            yield self._row(clip, ranking, result, text_tokens, row_words, search)
 
     def _timed(self, work: Callable[..., Any], *arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -202,17 +217,29 @@ class SpeechModel:
         features = padded([clip.features for clip in clips], context)
         return self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=False)
 
-    def _languages(self, encoded: ctranslate2.StorageView, clips: Sequence[Clip]) -> list[tuple[str, float]]:
-        """The language of each clip and its probability."""
+    def _languages(self, encoded: ctranslate2.StorageView, clips: Sequence[Clip]) -> list[list[tuple[str, float]]]:
+        """What languages each clip may be in and how probably, likeliest first; where it was told, that one."""
         if not self._model.is_multilingual:
-            return [("en", 1.0) for _ in clips]
+            return [[("en", 1.0)] for _ in clips]
         if all(clip.language is not None for clip in clips):
-            return [(clip.language or "", 1.0) for clip in clips]
+            return [[(clip.language or "", 1.0)] for clip in clips]
         detected = self._timed(self._model.detect_language, encoded)
         return [
-            (clip.language, 1.0) if clip.language is not None else _likeliest(ranked, clip.options.languages)
+            [(clip.language, 1.0)] if clip.language is not None else _ranked(ranked, clip.options.languages)
             for clip, ranked in zip(clips, detected, strict=True)
         ]
+
+    def _no_speech_probs(self, encoded: ctranslate2.StorageView) -> list[float]:
+        """How probably nobody speaks in each row; a single token is written for it."""
+        start = self._tokenizer("en", "transcribe").sot_sequence
+        results = self._model.generate(
+            encoded,
+            [start] * encoded.shape[0],
+            max_length=len(start) + 1,
+            beam_size=1,
+            return_no_speech_prob=True,
+        )
+        return [float(result.no_speech_prob) for result in results]
 
     def _generate(
         self,
@@ -247,17 +274,21 @@ class SpeechModel:
         )
 
     def _before(self, options: DecodeOptions) -> list[int]:
-        """The tokens before the text: previous text and hotwords share half of the model's window, as in Whisper."""
+        """The tokens before the text: hotwords, prompt and previous text share half of the model's window, as in Whisper.
+
+        Each of the first two gets at most half of what is left to it, so that something is left for the others.
+        """
         tokenizer = self._tokenizer("en", options.task)
-        previous = list(options.previous)
-        if not previous and options.prompt:
-            previous = tokenizer.encode(" " + options.prompt.strip())
         room = self._whisper.max_length // 2 - 1
-        hotwords = tokenizer.encode(" " + options.hotwords.strip())[:room] if options.hotwords else []
-        if previous:
-            hotwords = hotwords[: room // 2]
-        previous = previous[-(room - len(hotwords)) :]
-        return [tokenizer.sot_prev, *hotwords, *previous] if hotwords or previous else []
+        hotwords = tokenizer.encode(" " + options.hotwords.strip()) if options.hotwords else []
+        prompt = tokenizer.encode(" " + options.prompt.strip()) if options.prompt else []
+        previous = list(options.previous)
+        hotwords = hotwords[: room // 2 if prompt or previous else room]
+        room -= len(hotwords)
+        prompt = prompt[-(room // 2 if previous else room) :]
+        room -= len(prompt)
+        before = [*hotwords, *prompt, *previous[-room:]]
+        return [tokenizer.sot_prev, *before] if before else []
 
     def _prompt(self, options: DecodeOptions, language: str, search: Search) -> list[int]:
         tokenizer = self._tokenizer(language, options.task)
@@ -284,7 +315,7 @@ class SpeechModel:
             alignment = self._whisper.find_alignment(
                 self._tokenizer(language, task),
                 [tokens[row] for row in rows],
-                encoded if len(rows) == len(clips) else self._some_rows(encoded, rows),
+                self._some_rows(encoded, rows),
                 [math.ceil(_FRAMES_PER_SECOND * clips[row].seconds) for row in rows],
             )
             for row, aligned in zip(rows, alignment, strict=True):
@@ -303,6 +334,8 @@ class SpeechModel:
         return words
 
     def _some_rows(self, encoded: ctranslate2.StorageView, rows: list[int]) -> ctranslate2.StorageView:
+        if len(rows) == encoded.shape[0]:
+            return encoded
         host = encoded if self.device == "cpu" else encoded.to_device(ctranslate2.Device.cpu)
         chosen = ctranslate2.StorageView.from_array(np.ascontiguousarray(np.asarray(host)[rows]))
         return chosen if self.device == "cpu" else chosen.to_device(ctranslate2.Device.cuda)
@@ -310,13 +343,14 @@ class SpeechModel:
     def _row(
         self,
         clip: Clip,
-        language: tuple[str, float],
+        ranking: list[tuple[str, float]],
         result: ctranslate2.models.WhisperGenerationResult,
         tokens: list[int],
         words: list[AlignedWord],
         search: Search,
     ) -> RowDone:
-        tokenizer = self._tokenizer(language[0], clip.options.task)
+        language, probability = ranking[0]
+        tokenizer = self._tokenizer(language, clip.options.task)
         text = tokenizer.decode(tokens)
         sequence = result.sequences_ids[0]
         phrases: list[Phrase] = []
@@ -330,8 +364,8 @@ class SpeechModel:
             row=clip.row,
             text=text,
             tokens=tokens,
-            language=language[0],
-            language_probability=language[1],
+            language=language,
+            language_probability=probability,
             # The score is divided by the length; Whisper's mean counts the end of text too.
             avg_logprob=float(result.scores[0]) * len(sequence) / (len(sequence) + 1),
             no_speech_prob=float(result.no_speech_prob),
@@ -341,7 +375,16 @@ class SpeechModel:
             context=context,
             advance=advance,
             truncated=len(sequence) >= clip.max_tokens,
+            languages=[] if clip.language else ranking,
         )
+
+    def _text_tokens(self, sequence: Sequence[int]) -> list[int]:
+        """The tokens without special ones, and without the first bytes of a letter that the others were cut off from."""
+        tokens = [token for token in sequence if token < self._eot]
+        tokenizer = self._tokenizer("en", "transcribe")
+        while tokens and tokenizer.decode(tokens[-_TOKENS_PER_LETTER:]).endswith("\ufffd"):
+            tokens.pop()
+        return tokens
 
     def _tokenizer(self, language: str, task: str) -> Tokenizer:
         known = self._tokenizers.get((language, task))
@@ -351,12 +394,28 @@ class SpeechModel:
         return known
 
 
-def _likeliest(ranked: Sequence[tuple[str, float]], among: Sequence[str]) -> tuple[str, float]:
-    """The first language of a ranking that is among those allowed, if any are named, and its share of their probability."""
-    known = [(token.strip("<|>"), float(probability)) for token, probability in ranked]
-    allowed = [(code, probability) for code, probability in known if not among or code in among] or known
-    code, probability = allowed[0]
-    return code, probability / (sum(share for _, share in allowed) or 1.0)
+def _ranked(ranking: Sequence[tuple[str, float]], among: Sequence[str]) -> list[tuple[str, float]]:
+    """The likeliest languages of those that are allowed, if any are named, and their shares of the probability."""
+    known = [(token.strip("<|>"), float(probability)) for token, probability in ranking]
+    allowed = [(code, probability) for code, probability in known if code in among]
+    total = sum(probability for _, probability in allowed)
+    return ([(code, probability / total) for code, probability in allowed] if total else known)[:_LANGUAGES]
+
+
+def _language_alone(clip: Clip, ranking: list[tuple[str, float]], no_speech_prob: float) -> RowDone:
+    language, probability = ranking[0]
+    return RowDone(
+        row=clip.row,
+        text="",
+        tokens=[],
+        language=language,
+        language_probability=probability,
+        avg_logprob=0.0,
+        no_speech_prob=no_speech_prob,
+        compression_ratio=0.0,
+        words=[],
+        languages=ranking,
+    )
 
 
 def padded(rows: Sequence[_Features], frames: int) -> _Features:

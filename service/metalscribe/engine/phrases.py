@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
+
+from metalscribe.engine.messages import AlignedWord, Phrase
 
 SECONDS_PER_STAMP: Final = 0.02
 
@@ -61,3 +64,15 @@ def with_stamps(phrases: Phrases, first_stamp: int) -> list[int]:
             first_stamp + round(end / SECONDS_PER_STAMP),
         )
     ]
+
+
+def words_of(phrases: Sequence[Phrase], words: Sequence[AlignedWord]) -> list[tuple[int, int]]:
+    """Which words ``[first:last]`` make up each phrase; a word that goes on into the next phrase belongs to the first.
+
+    Args:
+        phrases: of a row, in order, from its first text token on.
+        words: of the same row; those behind the last phrase are nobody's.
+    """
+    begins = list(accumulate((word.tokens for word in words), initial=0))[:-1]
+    ends = accumulate(len(phrase.tokens) for phrase in phrases)
+    return list(pairwise([0, *(bisect_left(begins, end) for end in ends)]))

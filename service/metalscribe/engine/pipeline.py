@@ -7,11 +7,15 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import msgspec
+
 from metalscribe.engine.checkpoint import kept, recalled
 from metalscribe.engine.chunker import CHUNK_SAMPLES, STAGE
 from metalscribe.engine.context import AdaptiveContext, longest_chunk
 from metalscribe.engine.dispatch import Dispatcher, Outcome
-from metalscribe.engine.messages import DecodeOptions, RowDone, Search
+from metalscribe.engine.language import OPENING_CHUNKS, OPENING_SECONDS, LanguageFinder
+from metalscribe.engine.messages import AlignedWord, DecodeOptions, RowDone, Search
+from metalscribe.engine.phrases import words_of
 from metalscribe.engine.scheduler import Ticket
 from metalscribe.engine.settle import Settled, Settler
 from metalscribe.engine.timeline import Timeline, place_words, segments_of, whole_words
@@ -65,14 +69,26 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Feed:
-    """What the decoder has delivered so far."""
+    """What the decoder has delivered so far.
+
+    Attributes:
+        opening: the first chunks, by which the language is found.
+    """
 
     duration: float | None = None
     decoded: float = 0.0
     available: int = 0  # end of the ring's axis as written
+    opening: list[Chunk] = field(default_factory=list)
     ended: bool = False
     error: BaseException | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the opening is complete; what comes when is the same in every run."""
+        if self.ended or len(self.opening) == OPENING_CHUNKS:
+            return True
+        return bool(self.opening) and self.decoded > self.opening[0].pieces[0].source / SAMPLE_RATE + OPENING_SECONDS
 
 
 class Pipeline:
@@ -116,6 +132,7 @@ class Pipeline:
             search=Search(beam_size, timestamps=request.mode is Mode.ACCURATE),
             adaptive=adaptive,
             on_outcome=self._tally.count,
+            find_language=self._find_language,
             temperature=request.temperature,
         )
         if language is not None:
@@ -238,6 +255,7 @@ class Pipeline:
                     # The first chunk tells the language; asking each chunk would let short ones guess differently.
                     language = (await asyncio.shield(self._settled_language))[0]
                 settled = await self._settler.settle(chunk.start, chunk.length, language, voiced=chunk.voiced)
+                settled = [self._with_language(part) for part in settled]
         except BaseException as error:
             if first and not self._settled_language.done():
                 self._settled_language.set_exception(error)
@@ -260,7 +278,7 @@ class Pipeline:
         if settled.empty:
             return []
         offset = settled.start / SAMPLE_RATE
-        words = self._placed(settled.result, offset) if self._timed else []
+        words = place_words(self._whole(settled.result), offset, self._timeline) if self._timed else []
         span = self._timeline.wide_span(offset, offset + settled.length / SAMPLE_RATE)
         return self._accept(settled.result, words, span, settled.temperature)
 
@@ -275,7 +293,10 @@ class Pipeline:
                 language = self._settled_language.result()[0] if self._settled_language.done() else None
                 number = self._tally.chunks
                 known = self._recalled(number, seek, length)
-                settled = known[0] if known else await self._settler.once(seek, length, language, previous)
+                if known:
+                    (settled,) = known
+                else:
+                    settled = self._with_language(await self._settler.once(seek, length, language, previous))
                 self._tally.chunks += 1
                 if not known and self._request.checkpoints is not None:
                     yield ChunkDone(number, kept(seek, length, [settled]))
@@ -317,27 +338,41 @@ class Pipeline:
     def _stitch_window(self, seek: int, settled: Settled) -> list[Segment]:
         result = settled.result
         offset = seek / SAMPLE_RATE
-        words = self._placed(result, offset)
+        whole = self._whole(result)
+        words = place_words(whole, offset, self._timeline)
         stitched: list[Segment] = []
-        for phrase in result.phrases:
+        for phrase, (first, last) in zip(result.phrases, words_of(result.phrases, whole), strict=True):
+            if words and first == last:
+                continue  # all of it is the end of the word before
             span = self._timeline.wide_span(offset + phrase.start, offset + phrase.end)
-            count = _words_of(phrase.text, words)
-            within, words = words[:count], words[count:]
-            part = RowDone(
-                row=result.row,
-                text=phrase.text,
-                tokens=phrase.tokens,
-                language=result.language,
-                language_probability=result.language_probability,
-                avg_logprob=result.avg_logprob,
-                no_speech_prob=result.no_speech_prob,
-                compression_ratio=result.compression_ratio,
-                words=[],
-            )
-            stitched += self._accept(part, within, span, settled.temperature)
+            part = msgspec.structs.replace(result, text=phrase.text, tokens=phrase.tokens)
+            stitched += self._accept(part, words[first:last], span, settled.temperature)
         return stitched
 
     # --- both ---
+
+    async def _find_language(self, first: RowDone) -> str:
+        """The language of the recording, by the first decoding and by what the opening has to say."""
+        feed = self._feed
+        async with feed.changed:
+            await feed.changed.wait_for(lambda: feed.opened)
+        settler = self._settler
+        finder = LanguageFinder(
+            self._dispatcher,
+            settler.source,
+            self._ticket,
+            Search(settler.search.beam_size),
+            settler.adaptive,
+            self._request.languages,
+        )
+        found = await finder.find(first, feed.opening)
+        self._settled_language.set_result(found)
+        return found[0]
+
+    def _with_language(self, settled: Settled) -> Settled:
+        """A result with the probability of the recording's language, not that of its own, which was told it."""
+        _, probability = self._settled_language.result()
+        return replace(settled, result=msgspec.structs.replace(settled.result, language_probability=probability))
 
     async def _read(
         self, session: DecodeSession, on_chunk: Callable[[Chunk], None], on_end: Callable[[], None]
@@ -355,6 +390,8 @@ class Pipeline:
                         self._timeline.append(message.start, message.pieces)
                         self._tally.speech += message.length / SAMPLE_RATE
                         feed.available = message.start + message.length
+                        if not feed.opened:
+                            feed.opening.append(message)
                         on_chunk(message)
                     case Ended(samples=samples):
                         feed.duration = samples / SAMPLE_RATE
@@ -369,8 +406,8 @@ class Pipeline:
             async with feed.changed:
                 feed.changed.notify_all()
 
-    def _placed(self, result: RowDone, offset: float) -> list[Word]:
-        return place_words(whole_words(result.words, result.language, self._request.task), offset, self._timeline)
+    def _whole(self, result: RowDone) -> list[AlignedWord]:
+        return whole_words(result.words, result.language, self._request.task)
 
     def _accept(
         self, result: RowDone, words: list[Word], span: tuple[float, float], temperature: float
@@ -387,19 +424,8 @@ class Pipeline:
             kept.append(replace(segment, start=start, end=end, words=within))
             floor = end
         self._segments += kept
-        if result.text.strip():
-            self._text.append(result.text)
+        self._text += [segment.text for segment in kept]
         return kept
-
-
-def _words_of(text: str, words: list[Word]) -> int:
-    """How many of the words make up ``text``."""
-    length = count = 0
-    wanted = len("".join(text.split()))
-    while count < len(words) and length < wanted:
-        length += len("".join(words[count].text.split()))
-        count += 1
-    return count
 
 
 async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -111,6 +111,7 @@ class Settler:
 
     Attributes:
         on_outcome: called with every decoded row.
+        find_language: says which language it is, by the first decoding of a row whose language was not told.
         temperature: the lowest to try.
         decisions: what the gate thought of each, in order.
     """
@@ -122,6 +123,7 @@ class Settler:
     search: Search
     adaptive: AdaptiveContext | None
     on_outcome: Callable[[Outcome], None]
+    find_language: Callable[[RowDone], Awaitable[str]]
     temperature: float = 0.0
     decisions: list[Decision] = field(default_factory=list)
 
@@ -153,12 +155,15 @@ class Settler:
         takes: list[_Take] = []
         for attempt in attempts:
             take = await self._take(stretch, options, attempt)
+            if stretch.language is None:
+                stretch = dataclasses.replace(stretch, language=await self.find_language(take.result))
+                if stretch.language != take.result.language:
+                    take = await self._take(stretch, options, attempt)
             if take.verdict.final:
                 return take
             if take.verdict is Verdict.SKIPPED and (take.result.tokens or attempt.full):
                 return take  # sampling does not bring back what was skipped
             takes.append(take)
-            stretch = dataclasses.replace(stretch, language=stretch.language or take.result.language)
         best = best_of([take.result for take in takes])
         return next(take for take in takes if take.result is best)
 

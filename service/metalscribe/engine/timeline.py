@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import Final
+
+import msgspec
 
 from metalscribe.engine.messages import AlignedWord, RowDone
 from metalscribe.media.messages import Piece
@@ -18,6 +20,7 @@ _LONGEST_WORD: Final = 2.0
 _UNSPACED: Final = frozenset(
     {"zh", "ja", "th", "lo", "my", "yue"}
 )  # those whose text the tokenizer cuts letter by letter
+_SECONDS_PER_LETTER: Final = 0.06
 
 
 class Timeline:
@@ -89,7 +92,7 @@ def place_words(aligned: Sequence[AlignedWord], offset: float, timeline: Timelin
     """Words of a row that begins ``offset`` seconds on the ring's axis, placed in the recording; never backwards."""
     words: list[Word] = []
     floor = 0.0
-    for word in aligned:
+    for word in lasting(aligned):
         start, end = timeline.span(offset + word.start, offset + word.end)
         if end - start > _LONGEST_WORD:
             # Alignment lets the first and last word of a phrase swallow the pause beside it; the near end is right.
@@ -99,6 +102,48 @@ def place_words(aligned: Sequence[AlignedWord], offset: float, timeline: Timelin
         words.append(Word(start, end, word.text, min(1.0, max(0.0, word.probability)), word.tokens))
         floor = end
     return words
+
+
+def lasting(aligned: Sequence[AlignedWord]) -> list[AlignedWord]:
+    """The words, each of which lasts for a while.
+
+    Alignment has a resolution of 20 ms and hurries over short words: it gives their time to the next word, or to a comma
+    behind them, or at the end of a row to the word before. They get a share of it by their letters.
+    """
+    words = list(aligned)
+    begin = 0
+    while begin < len(words):
+        moment = words[begin].start
+        end = begin
+        while end < len(words) and words[end].end <= moment:
+            end += 1
+        if end > begin:
+            after = words[end] if end < len(words) else None
+            if after is not None and after.start > moment:
+                letters = sum(_letters(word) for word in words[begin:end])
+                words[begin:end] = _sharing(
+                    words[begin:end], moment, min(after.start, moment + _SECONDS_PER_LETTER * letters)
+                )
+            elif after is not None:
+                words[begin : end + 1] = _sharing(words[begin : end + 1], moment, after.end)
+            elif begin > 0:
+                words[begin - 1 :] = _sharing(words[begin - 1 :], words[begin - 1].start, moment)
+        begin = end + 1
+    return words
+
+
+def _sharing(words: Sequence[AlignedWord], start: float, end: float) -> list[AlignedWord]:
+    """The words one after another between the two times, each by its letters."""
+    shares = list(accumulate((_letters(word) for word in words), initial=0))
+    marks = [start + (end - start) * share / shares[-1] for share in shares[:-1]] + [end]
+    return [
+        msgspec.structs.replace(word, start=begin, end=finish)
+        for word, (begin, finish) in zip(words, pairwise(marks), strict=True)
+    ]
+
+
+def _letters(word: AlignedWord) -> int:
+    return max(1, len(word.text.strip()))
 
 
 def sentences(words: Sequence[Word]) -> list[list[Word]]:

@@ -62,7 +62,7 @@ class _Passage:
     timed: bool
     speaker: str | None
 
-    def cues(self, until_ms: int | None) -> Iterable[Cue]:
+    def cues(self, until_ms: int) -> Iterable[Cue]:
         """The passage's cues, the last of which can be shown until then."""
         indent = columns(speaker_prefix(self.speaker)) if self.speaker else 0
         layout = Layout(self.pieces, indent, until_ms)
@@ -95,9 +95,9 @@ def _passage(segment: Segment) -> _Passage | None:
     return _Passage(milliseconds(segment.start), milliseconds(segment.end), pieces, timed=False, speaker=speaker)
 
 
-def _legible(passages: Sequence[_Passage], duration_ms: int) -> list[tuple[_Passage, int | None]]:
+def _legible(passages: Sequence[_Passage], duration_ms: int) -> list[tuple[_Passage, int]]:
     """The passages, those that would only flicker joined to a neighbour's, each with the time when it has to be gone."""
-    kept: list[tuple[_Passage, int | None]] = []
+    kept: list[tuple[_Passage, int]] = []
     flickers = False
     for passage, following in zip_longest(passages, passages[1:]):
         until_ms = following.start_ms if following else max(duration_ms, passage.end_ms)
