@@ -36,8 +36,7 @@ async def base() -> AsyncIterator[LocalEngine]:
 def check_words(transcript: Transcript) -> None:
     check(transcript, words=True)
     words = [word for segment in transcript.segments for word in segment.words]
-    assert sum(word.start == word.end for word in words) <= len(words) // 50, "words that take no time"
-    assert all(word.end - word.start <= 2.0 for word in words)
+    assert all(0 < word.end - word.start <= 2.0 for word in words)
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -63,11 +62,9 @@ async def test_noise_taken_for_speech(tiny: LocalEngine, data: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "mode", "task"),
     [
-        ("asterisk/es/demo-nogo.wav", Mode.FAST, Task.TRANSCRIBE),
-        ("asterisk/es/demo-nogo.wav", Mode.ACCURATE, Task.TRANSLATE),
-        ("asterisk/fr/vm-options.wav", Mode.ACCURATE, Task.TRANSCRIBE),
+        ("asterisk/es/demo-enterkeywords.wav", Mode.ACCURATE, Task.TRANSLATE),
+        ("asterisk/fr/vm-rec-unv.wav", Mode.ACCURATE, Task.TRANSCRIBE),
         ("leopard/test_de.wav", Mode.FAST, Task.TRANSLATE),
-        ("leopard/test_de.wav", Mode.ACCURATE, Task.TRANSCRIBE),
         ("misc/common_voice_ja_24511055.mp3", Mode.ACCURATE, Task.TRANSCRIBE),
         ("misc/aishell-BAC009S0724W0121.wav", Mode.FAST, Task.TRANSCRIBE),
     ],

@@ -134,6 +134,7 @@ def test_a_hurried_word_shares_the_next_ones_time() -> None:
 def test_it_gets_back_what_a_comma_has_taken() -> None:
     assert lasted((" center,", 2.0, 2.0), (" back", 3.0, 3.2)) == [(2, 2.42), (3, 3.2)]
     assert lasted((" center,", 2.0, 2.0), (" back", 2.1, 3.2)) == [(2, 2.1), (2.1, 3.2)]
+    assert lasted((" Well,", 2.0, 2.0), (" I", 2.1, 2.1), (" see", 2.1, 2.5)) == [(2, 2.1), (2.1, 2.2), (2.2, 2.5)]
 
 
 def test_at_the_end_it_shares_the_last_ones_time() -> None:

@@ -117,18 +117,16 @@ def lasting(aligned: Sequence[AlignedWord]) -> list[AlignedWord]:
         end = begin
         while end < len(words) and words[end].end <= moment:
             end += 1
-        if end > begin:
-            after = words[end] if end < len(words) else None
-            if after is not None and after.start > moment:
-                letters = sum(_letters(word) for word in words[begin:end])
-                words[begin:end] = _sharing(
-                    words[begin:end], moment, min(after.start, moment + _SECONDS_PER_LETTER * letters)
-                )
-            elif after is not None:
-                words[begin : end + 1] = _sharing(words[begin : end + 1], moment, after.end)
-            elif begin > 0:
-                words[begin - 1 :] = _sharing(words[begin - 1 :], words[begin - 1].start, moment)
-        begin = end + 1
+        hurried = words[begin:end]
+        after = words[end] if end < len(words) else None
+        if hurried and after is not None and after.start > moment:
+            time = _SECONDS_PER_LETTER * sum(map(_letters, hurried))
+            words[begin:end] = _sharing(hurried, moment, min(after.start, moment + time))
+        elif hurried and after is not None:
+            words[begin : end + 1] = _sharing([*hurried, after], moment, after.end)
+        elif hurried and begin > 0:
+            words[begin - 1 :] = _sharing([words[begin - 1], *hurried], words[begin - 1].start, moment)
+        begin = max(end, begin + 1)
     return words
 
 
