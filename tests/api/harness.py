@@ -92,7 +92,9 @@ class Service:
         return made
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        """The service's lines; one that a full disk has cut off is none."""
+        lines = self.log_path.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def requests_logged(self, request_id: str) -> list[dict[str, Any]]:
         """The request's own lines; written just after the answer, hence the wait."""
