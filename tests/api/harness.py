@@ -260,11 +260,10 @@ def says(text: str, expected: str) -> bool:
 def fill(disk: Path) -> Path:
     """Take all that is free; returns the file that has it."""
     filler = disk / "filler"
-    with filler.open("wb") as file:
+    with filler.open("wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(2**16))
-                file.flush()
         except OSError:
             return filler
 
