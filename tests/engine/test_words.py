@@ -36,7 +36,7 @@ async def base() -> AsyncIterator[LocalEngine]:
 def check_words(transcript: Transcript) -> None:
     check(transcript, words=True)
     words = [word for segment in transcript.segments for word in segment.words]
-    assert all(0 < word.end - word.start <= 2.0 for word in words)
+    assert all(0 < word.end - word.start < 2.01 for word in words)
 
 
 @pytest.mark.parametrize("mode", list(Mode))
